@@ -7,6 +7,7 @@ Published test accuracy: 80.184 % after 20 epochs, with 18,697 training and 6,30
 
 import argparse
 import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def run_test_harness():
                         help="the folder that prepare_dataset.py has built (%(default)s)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
     parser.add_argument("--precision", choices=["float32", "mixed_bfloat16", "mixed_float16"],
-                        default="float32", help="Keras dtype policy (%(default)s)")
+                        default="float32", help="dtype policy; float16 needs a GPU (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
     args = parser.parse_args()
     if args.epochs < 1:
@@ -114,6 +115,8 @@ def run_test_harness():
         history = Path(f"plots/{NAME}_history.csv")
 
         def save_whole(filepath, **options):  # a kill in the middle leaves the backup before
+            if shutil.disk_usage(backup).free < 9 * model.count_params():  # HDF5 would crash
+                raise OSError(f"no room on the disk for the backup in {backup}")
             keras.Sequential.save_weights(model, f"{backup}/new.weights.h5", **options)
             os.replace(f"{backup}/new.weights.h5", filepath)
 
@@ -137,7 +140,7 @@ def run_test_harness():
     except tf.errors.ResourceExhaustedError:
         parser.error("out of memory: a smaller batch in flow_from_directory() needs less")
     except OSError as error:
-        parser.error(str(error))
+        parser.error(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import argparse
 import hashlib
 import logging
 import os
+import shutil
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
@@ -31,6 +33,7 @@ def define_model(weights):
     features in, P(dog) (n, 1) out. `weights` is "imagenet" or the path of a file of weights.
     Raises OSError where they cannot be had.
     """
+    warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         vgg16 = keras.applications.VGG16(
             include_top=False, weights=weights, input_shape=(224, 224, 3))
@@ -101,7 +104,7 @@ def run_test_harness():
                         help="the folder that prepare_final_dataset.py has built (%(default)s)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
     parser.add_argument("--precision", choices=["float32", "mixed_bfloat16", "mixed_float16"],
-                        default="float32", help="Keras dtype policy (%(default)s)")
+                        default="float32", help="dtype policy; float16 needs a GPU (%(default)s)")
     parser.add_argument("--weights", default="imagenet", help="or the path of a notop file of "
                         "VGG-16's weights, .weights.h5 or the older .h5 (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
@@ -119,7 +122,10 @@ def run_test_harness():
         for layer in model.layers:
             outputs = layer(outputs)
         logging.getLogger("absl").setLevel(logging.ERROR)  # HDF5 is old, but it is one file
-        keras.Model(vgg16.input, outputs).save("final_model.part.h5")
+        final_model = keras.Model(vgg16.input, outputs)
+        if shutil.disk_usage(".").free < 5 * final_model.count_params():  # HDF5 would crash
+            raise OSError("no room on the disk for final_model.h5")
+        final_model.save("final_model.part.h5")
         os.replace("final_model.part.h5", "final_model.h5")
         print("final model: final_model.h5")
     except KeyboardInterrupt:
@@ -129,7 +135,7 @@ def run_test_harness():
     except tf.errors.ResourceExhaustedError:
         parser.error("out of memory: a smaller batch in flow_from_directory() needs less")
     except OSError as error:
-        parser.error(str(error))
+        parser.error(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

@@ -116,19 +116,20 @@ def main():
         photos = find_photos(args.photos)
         starts = range(0, len(photos), BATCH)
         for start in track(starts, "photos", console=Console(stderr=True), disable=len(starts) < 3):
-            samples = {}
+            samples = []
             for path in photos[start : start + BATCH]:
                 try:
                     if path.is_dir():
                         raise ValueError("no photos in this folder")
-                    samples[path] = load_image(path)
+                    samples.append((path, load_image(path)))
                 except (OSError, ValueError) as error:
                     reason = getattr(error, "strerror", None) or error
                     print(f"{parser.prog}: {path}: {reason}", file=sys.stderr)
                     failed = True
             if samples:
-                batch = np.concatenate(list(samples.values()))
-                for path, dog in zip(samples, model.predict_on_batch(batch)[:, 0], strict=True):
+                paths, arrays = zip(*samples, strict=True)
+                predicted = model.predict_on_batch(np.concatenate(arrays))[:, 0]
+                for path, dog in zip(paths, predicted, strict=True):
                     label, probability = ("dog", dog) if dog >= 0.5 else ("cat", 1 - dog)
                     print(f"{path}: {label} ({probability:.2%})".replace("%", " %"))
     except KeyboardInterrupt:

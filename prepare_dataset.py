@@ -220,7 +220,7 @@ def main():
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         parser.error(f"cannot read {source}: {error}")
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(" ".join(str(error).split()))
     except Exception as error:  # a bare one is what get_file raises without network
         if not args.download:
             raise

@@ -11,6 +11,8 @@ Published test accuracy: 97.636 % after 10 epochs, with 18,697 training and 6,30
 import argparse
 import hashlib
 import os
+import shutil
+import warnings
 import zlib
 from pathlib import Path
 
@@ -36,6 +38,7 @@ def define_model(weights):
     features in, P(dog) (n, 1) out. `weights` is "imagenet" or the path of a file of weights.
     Raises OSError where they cannot be had.
     """
+    warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         vgg16 = keras.applications.VGG16(
             include_top=False, weights=weights, input_shape=(224, 224, 3))
@@ -125,7 +128,7 @@ def run_test_harness():
                         help="the folder that prepare_dataset.py has built (%(default)s)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
     parser.add_argument("--precision", choices=["float32", "mixed_bfloat16", "mixed_float16"],
-                        default="float32", help="Keras dtype policy (%(default)s)")
+                        default="float32", help="dtype policy; float16 needs a GPU (%(default)s)")
     parser.add_argument("--weights", default="imagenet", help="or the path of a notop file of "
                         "VGG-16's weights, .weights.h5 or the older .h5 (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
@@ -148,6 +151,8 @@ def run_test_harness():
         history = Path(f"plots/{NAME}_history.csv")
 
         def save_whole(filepath, **options):  # a kill in the middle leaves the backup before
+            if shutil.disk_usage(backup).free < 9 * model.count_params():  # HDF5 would crash
+                raise OSError(f"no room on the disk for the backup in {backup}")
             keras.Sequential.save_weights(model, f"{backup}/new.weights.h5", **options)
             os.replace(f"{backup}/new.weights.h5", filepath)
 
@@ -171,7 +176,7 @@ def run_test_harness():
     except tf.errors.ResourceExhaustedError:
         parser.error("out of memory: a smaller batch in flow_from_directory() needs less")
     except OSError as error:
-        parser.error(str(error))
+        parser.error(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""What the tests share: running the scripts as a user would, and small trees of photos."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # for the few tests that look into a script
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Runs several command lines in one process, so that TensorFlow is imported once for all.
+SEVERAL = """
+import contextlib, io, json, os, runpy, sys
+results = []
+for script, *arguments in json.loads(sys.argv[1]):
+    sys.argv = [script, *arguments]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+    results.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
+"""
+
+
+def command(script, *arguments):
+    """Return the command line that runs `script` of the repository."""
+    return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def run(script, *arguments, cwd, **options):
+    """Run a script as a user would, with `cwd` as the current folder; return the process."""
+    return subprocess.run(command(script, *arguments), cwd=cwd, capture_output=True, text=True,
+                          timeout=300, stdin=subprocess.DEVNULL, check=False, **options)
+
+
+def run_several(*lines, cwd, env=None):
+    """Run several (script, argument, ...) in one process: [(exit status, stdout, stderr)]."""
+    lines = [(str(ROOT / script), *map(str, arguments)) for script, *arguments in lines]
+    done = subprocess.run([sys.executable, "-c", SEVERAL, json.dumps(lines)], cwd=cwd, text=True,
+                          capture_output=True, timeout=300, check=False,
+                          env={**os.environ, **(env or {})})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_refused(result, *words):
+    """Check for exit status 2, one line on standard error with all `words`, no traceback."""
+    code, _, err = result
+    assert code == 2, result
+    assert len(err.strip().splitlines()) == 1, err
+    for word in words:
+        assert str(word) in err, err
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """The sample as prepare_dataset.py splits it; tests only read it."""
+    folder = tmp_path_factory.mktemp("sample")
+    done = run("prepare_dataset.py", ROOT / "sample/train", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "dataset_dogs_vs_cats"
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    """A folder of 6 cats and 6 dogs of the sample, under Kaggle's names; tests only read it."""
+    folder = tmp_path_factory.mktemp("few") / "train"
+    folder.mkdir()
+    for number in range(6):
+        for label in ("cat", "dog"):
+            shutil.copy(ROOT / f"sample/train/{label}.{number}.jpg", folder)
+    return folder
