@@ -1,0 +1,129 @@
+"""The copies of the pipeline, the embedded sample, and README, held against each other."""
+
+import ast
+import difflib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+FAMILY = ["baseline_vgg1", "baseline_vgg2", "baseline_vgg3", "vgg3_dropout", "vgg3_augmentation"]
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+def read_functions(name):
+    """Return {function: source} of a script, in order."""
+    text = (ROOT / f"{name}.py").read_text()
+    return {node.name: ast.get_source_segment(text, node) for node in ast.parse(text).body
+            if isinstance(node, ast.FunctionDef)}
+
+
+def count_changes(first, second):
+    """Return the number of lines of a script that its neighbour drops or adds."""
+    lines = [(ROOT / f"{name}.py").read_text().splitlines() for name in (first, second)]
+    return sum(line[0] in "+-" and line[:3] not in ("+++", "---")
+               for line in difflib.unified_diff(*lines, n=0))
+
+
+def test_copies_of_the_pipeline():
+    first = read_functions(FAMILY[0])
+    assert list(first) == ["define_model", "flow_from_directory", "summarize_diagnostics",
+                           "run_test_harness"]
+    for name in FAMILY[1:]:
+        functions = read_functions(name)
+        assert list(functions) == list(first)
+        for function in list(first)[1:]:
+            assert functions[function] == first[function], (name, function)
+        assert functions["define_model"] != first["define_model"]
+        below = [(ROOT / f"{script}.py").read_text().split("def flow_from_directory")[1]
+                 for script in (FAMILY[0], name)]
+        assert below[0] == below[1]
+    transfer, final = read_functions("vgg16_transfer"), read_functions("finalize_model")
+    assert transfer["summarize_diagnostics"] == first["summarize_diagnostics"]
+    for function in ("define_model", "extract_features"):
+        assert transfer[function] == final[function]
+    dataset, everything = (read_functions(name) for name in
+                           ("prepare_dataset", "prepare_final_dataset"))
+    for function in ("list_files", "list_photos", "prepare_photo", "save_photo"):
+        assert dataset[function] == everything[function]
+    assert dataset["prepare_photo"] == read_functions("predict")["prepare_photo"]
+
+
+@pytest.mark.parametrize(("first", "second", "most"), [
+    ("baseline_vgg1", "baseline_vgg2", 12), ("baseline_vgg2", "baseline_vgg3", 12),
+    ("baseline_vgg3", "vgg3_dropout", 16), ("baseline_vgg3", "vgg3_augmentation", 12),
+    ("baseline_vgg3", "vgg16_transfer", 130), ("vgg16_transfer", "finalize_model", 90),
+    ("prepare_dataset", "prepare_final_dataset", 45),
+])
+def test_neighbours_differ_little(first, second, most):
+    assert 0 < count_changes(first, second) <= most
+
+
+def test_no_script_imports_another():
+    for name in SCRIPTS:
+        tree = ast.parse((ROOT / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not set(SCRIPTS) & {module.split(".")[0] for module in modules}, name
+
+
+def test_sample_is_what_draw_draws(tmp_path):
+    subprocess.run([sys.executable, ROOT / "sample/draw.py", tmp_path], check=True, timeout=120,
+                   capture_output=True)
+    committed = sorted((ROOT / "sample").rglob("*.jpg"))
+    assert len(committed) == 204
+    assert len(list(tmp_path.rglob("*.jpg"))) == 204
+    for path in committed:
+        with Image.open(path) as old, Image.open(tmp_path / path.relative_to(ROOT / "sample")) as new:
+            assert old.size == new.size and 150 <= min(old.size) and max(old.size) <= 500
+            # releases of Pillow may round edges and compress a little differently
+            assert np.abs(np.asarray(old, dtype=int) - np.asarray(new, dtype=int)).mean() < 2
+    train = list((ROOT / "sample/train").iterdir())
+    assert {path.name for path in train} == {f"{label}.{n}.jpg" for label in ("cat", "dog")
+                                             for n in range(100)}
+    assert sum(path.stat().st_size for path in train) < 1_500_000
+
+
+def test_sample_has_no_giveaway(dataset):
+    """Colours, contrast and size alone, without shapes, hardly tell the sample's classes apart."""
+    features, classes = {}, {}
+    for split in ("train", "test"):
+        rows = []
+        paths = sorted((dataset / split).glob("*/*.jpg"))
+        for path in paths:
+            with Image.open(path) as image:
+                pixels = np.asarray(image, dtype=float) / 255
+            border = np.concatenate([pixels[:8].reshape(-1, 3), pixels[-8:].reshape(-1, 3),
+                                     pixels[:, :8].reshape(-1, 3), pixels[:, -8:].reshape(-1, 3)])
+            rows.append([1, *pixels.mean((0, 1)), *border.mean(0), *pixels.std((0, 1)),
+                         pixels.shape[0] / 500, pixels.shape[1] / 500])
+        features[split] = np.array(rows)
+        classes[split] = np.array([1 if path.name.startswith("dog") else -1 for path in paths])
+    for columns in ([0, 1, 2, 3], [0, 4, 5, 6], [0, 7, 8, 9], [0, 10, 11]):
+        weights = np.linalg.lstsq(features["train"][:, columns], classes["train"], rcond=None)[0]
+        right = np.sign(features["test"][:, columns] @ weights) == classes["test"]
+        assert right.mean() < 0.65
+
+
+def test_readme():
+    readme = (ROOT / "README.md").read_text()
+    for name in [*FAMILY, "vgg16_transfer"]:
+        text = (ROOT / f"{name}.py").read_text()
+        published = re.search(r"Published test accuracy: ([\d.]+) % after (\d+) epochs", text)
+        (row,) = re.findall(rf"^\| \[?`{name}\.py`.*$", readme, re.M)
+        cells = [cell.strip() for cell in row.split("|")]
+        assert published[1] in cells and published[2] in cells, row
+        assert re.search(r"^EPOCHS = (\d+)$", text, re.M)[1] == published[2]
+    for name in SCRIPTS:
+        assert f"`{name}.py`" in readme or f"python {name}.py" in readme
+    # the commands that README gives are there, and name files and options that exist
+    for script in re.findall(r"python (?!-)(\S+\.py)", readme):
+        assert (ROOT / script).exists(), script
+    for script, options in re.findall(r"python (\w+\.py)([^\n&`]*)", readme):
+        for option in re.findall(r"--\w+", options):
+            assert f'"{option}"' in (ROOT / script).read_text(), (script, option)
