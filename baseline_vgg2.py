@@ -96,8 +96,8 @@ def run_test_harness():
                         default="float32", help="dtype policy; float16 needs a GPU (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
     args = parser.parse_args()
-    if args.epochs < 1:
-        parser.error("argument --epochs: must be 1 or more")
+    if args.epochs < 1 or not 0 <= args.seed < 2**32:
+        parser.error("--epochs must be 1 or more, --seed from 0 to 4294967295")
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     try:
@@ -116,12 +116,15 @@ def run_test_harness():
                 raise OSError(f"no room on the disk for the backup in {backup}")
             keras.Sequential.save_weights(model, f"{backup}/new.weights.h5", **options)
             os.replace(f"{backup}/new.weights.h5", filepath)
+            shutil.copy(history, backup)
 
-        def drop_other_rows(epoch, logs):  # those of an older run, or of an epoch that is redone
+        def drop_other_rows(epoch, logs):  # of an earlier run, or of an epoch that is redone
             lines = history.read_text().splitlines(keepends=True)
             history.write_text("".join(lines[: epoch + 1]))
 
         model.save_weights = save_whole
+        if (backup / history.name).exists():
+            shutil.copy(backup / history.name, history)
         model.fit(train_it, validation_data=test_it, epochs=args.epochs, shuffle=False, callbacks=[
             keras.callbacks.LambdaCallback(on_epoch_begin=drop_other_rows),
             keras.callbacks.CSVLogger(history, append=True),

@@ -87,13 +87,36 @@ def extract_features(vgg16, photos):
     file = Path(f"features/{digest.hexdigest()[:32]}.npy")
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
-        features = np.asarray(vgg16.predict(photos), dtype=np.float32)
-        with open(f"{file}.part", "wb") as part:
-            np.save(part, features)
+        shape = (len(photos.file_paths), *vgg16.output_shape[1:])
+        progress = keras.utils.Progbar(len(photos), unit_name="batch")
+        with open(f"{file}.part", "wb") as part:  # batch by batch: all at once would take 8 GB
+            np.lib.format.write_array_header_1_0(
+                part, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for batch, _ in photos:
+                part.write(vgg16.predict_on_batch(batch).astype("<f4").tobytes())
+                progress.add(1)
         os.replace(f"{file}.part", file)
     print(f"features: {file}")
     classes = [[Path(path).parent.name == "dogs"] for path in photos.file_paths]
     return file, np.array(classes, dtype=np.float32)
+
+
+def flow_from_file(file, classes, shuffle=False):
+    """Return the iterator over the features in NumPy `file` and their `classes`.
+
+    Yields batches of up to 64: float32 features (n, 7, 7, 512) and classes (n, 1). They are read
+    from the disk as they are needed; with `shuffle` the order is drawn anew in every epoch.
+    """
+    features = np.load(file, mmap_mode="r")
+
+    def read(rows):
+        batch = tf.numpy_function(features.__getitem__, [rows], tf.float32)
+        return tf.ensure_shape(batch, (None, *features.shape[1:])), tf.gather(classes, rows)
+
+    rows = tf.data.Dataset.range(len(classes))
+    if shuffle:
+        rows = rows.shuffle(len(classes))
+    return rows.batch(64).map(read).prefetch(tf.data.AUTOTUNE)
 
 
 def run_test_harness():
@@ -109,15 +132,15 @@ def run_test_harness():
                         "VGG-16's weights, .weights.h5 or the older .h5 (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
     args = parser.parse_args()
-    if args.epochs < 1:
-        parser.error("argument --epochs: must be 1 or more")
+    if args.epochs < 1 or not 0 <= args.seed < 2**32:
+        parser.error("--epochs must be 1 or more, --seed from 0 to 4294967295")
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     try:
-        train_it = flow_from_directory(args.dataset)
+        photos = flow_from_directory(args.dataset)
         vgg16, model = define_model(args.weights)
-        train_file, train_classes = extract_features(vgg16, train_it)
-        model.fit(np.load(train_file), train_classes, 64, epochs=args.epochs)
+        train_it = flow_from_file(*extract_features(vgg16, photos), shuffle=True)
+        model.fit(train_it, epochs=args.epochs, shuffle=False)
         outputs = vgg16.output
         for layer in model.layers:
             outputs = layer(outputs)

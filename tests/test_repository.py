@@ -44,7 +44,7 @@ def test_copies_of_the_pipeline():
         assert below[0] == below[1]
     transfer, final = read_functions("vgg16_transfer"), read_functions("finalize_model")
     assert transfer["summarize_diagnostics"] == first["summarize_diagnostics"]
-    for function in ("define_model", "extract_features"):
+    for function in ("define_model", "extract_features", "flow_from_file"):
         assert transfer[function] == final[function]
     dataset, everything = (read_functions(name) for name in
                            ("prepare_dataset", "prepare_final_dataset"))
@@ -79,7 +79,8 @@ def test_sample_is_what_draw_draws(tmp_path):
     assert len(committed) == 204
     assert len(list(tmp_path.rglob("*.jpg"))) == 204
     for path in committed:
-        with Image.open(path) as old, Image.open(tmp_path / path.relative_to(ROOT / "sample")) as new:
+        drawn = tmp_path / path.relative_to(ROOT / "sample")
+        with Image.open(path) as old, Image.open(drawn) as new:
             assert old.size == new.size and 150 <= min(old.size) and max(old.size) <= 500
             # releases of Pillow may round edges and compress a little differently
             assert np.abs(np.asarray(old, dtype=int) - np.asarray(new, dtype=int)).mean() < 2
@@ -115,10 +116,10 @@ def test_readme():
     for name in [*FAMILY, "vgg16_transfer"]:
         text = (ROOT / f"{name}.py").read_text()
         published = re.search(r"Published test accuracy: ([\d.]+) % after (\d+) epochs", text)
-        (row,) = re.findall(rf"^\| \[?`{name}\.py`.*$", readme, re.M)
+        (row,) = re.findall(rf"^\| \[?`{name}\.py`.*$", readme, re.MULTILINE)
         cells = [cell.strip() for cell in row.split("|")]
         assert published[1] in cells and published[2] in cells, row
-        assert re.search(r"^EPOCHS = (\d+)$", text, re.M)[1] == published[2]
+        assert re.search(r"^EPOCHS = (\d+)$", text, re.MULTILINE)[1] == published[2]
     for name in SCRIPTS:
         assert f"`{name}.py`" in readme or f"python {name}.py" in readme
     # the commands that README gives are there, and name files and options that exist

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import vgg16_transfer
-from vgg16_transfer import keras, np, tf
+from vgg16_transfer import keras, tf
 
 dataset = Path(sys.argv[1]).resolve()
 epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 10
@@ -26,12 +26,10 @@ vgg16, classifier = vgg16_transfer.define_model(weights=None)
 with tempfile.TemporaryDirectory() as folder:
     os.chdir(folder)  # where the features are kept
     start = time.perf_counter()
-    splits = []
-    for split in ("train", "test"):
-        photos = vgg16_transfer.flow_from_directory(dataset / split)
-        file, classes = vgg16_transfer.extract_features(vgg16, photos)
-        splits.append((np.load(file), classes))
-    classifier.fit(*splits[0], 64, epochs=epochs, validation_data=splits[1], verbose=2)
+    train, test = (vgg16_transfer.extract_features(
+        vgg16, vgg16_transfer.flow_from_directory(dataset / split)) for split in ("train", "test"))
+    classifier.fit(vgg16_transfer.flow_from_file(*train, shuffle=True), shuffle=False,
+                   validation_data=vgg16_transfer.flow_from_file(*test), epochs=epochs, verbose=2)
     ours = time.perf_counter() - start
     os.chdir("/")
 
