@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras.applications.vgg16 import preprocess_input
 from PIL import Image, ImageOps
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 BATCH = 64
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -115,27 +115,30 @@ def main():
         model = load_model(args.model)
         photos = find_photos(args.photos)
         starts = range(0, len(photos), BATCH)
-        for start in track(starts, "photos", console=Console(stderr=True), disable=len(starts) < 3):
-            samples = []
-            for path in photos[start : start + BATCH]:
-                try:
-                    if path.is_dir():
-                        raise ValueError("no photos in this folder")
-                    samples.append((path, load_image(path)))
-                except (OSError, ValueError) as error:
-                    reason = getattr(error, "strerror", None) or error
-                    print(f"{parser.prog}: {path}: {reason}", file=sys.stderr)
-                    failed = True
-            if samples:
-                paths, arrays = zip(*samples, strict=True)
-                predicted = model.predict_on_batch(np.concatenate(arrays))[:, 0]
-                for path, dog in zip(paths, predicted, strict=True):
-                    label, probability = ("dog", dog) if dog >= 0.5 else ("cat", 1 - dog)
-                    print(f"{path}: {label} ({probability:.2%})".replace("%", " %"))
+        bar = Progress(console=Console(stderr=True), disable=len(starts) < 3,
+                       redirect_stdout=sys.stdout.isatty())  # the lines may go to a file
+        with bar:
+            for start in bar.track(starts, description="photos"):
+                samples = []
+                for path in photos[start : start + BATCH]:
+                    try:
+                        if path.is_dir():
+                            raise ValueError("no photos in this folder")
+                        samples.append((path, load_image(path)))
+                    except (OSError, ValueError) as error:
+                        reason = getattr(error, "strerror", None) or error
+                        print(f"{parser.prog}: {path}: {reason}", file=sys.stderr)
+                        failed = True
+                if samples:
+                    paths, arrays = zip(*samples, strict=True)
+                    predicted = model.predict_on_batch(np.concatenate(arrays))[:, 0]
+                    for path, dog in zip(paths, predicted, strict=True):
+                        label, probability = ("dog", dog) if dog >= 0.5 else ("cat", 1 - dog)
+                        print(f"{path}: {label} ({probability * 100:.2f} %)")
     except KeyboardInterrupt:
         parser.exit(130, f"\n{parser.prog}: stopped\n")
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(" ".join(str(error).split()))
     sys.exit(1 if failed else 0)
 
 
