@@ -116,7 +116,7 @@ def test_readme():
     for name in [*FAMILY, "vgg16_transfer"]:
         text = (ROOT / f"{name}.py").read_text()
         published = re.search(r"Published test accuracy: ([\d.]+) % after (\d+) epochs", text)
-        (row,) = re.findall(rf"^\| \[?`{name}\.py`.*$", readme, re.MULTILINE)
+        (row,) = re.findall(rf"^\| `{name}\.py` \|.*$", readme, re.MULTILINE)
         cells = [cell.strip() for cell in row.split("|")]
         assert published[1] in cells and published[2] in cells, row
         assert re.search(r"^EPOCHS = (\d+)$", text, re.MULTILINE)[1] == published[2]
