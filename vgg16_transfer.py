@@ -197,7 +197,7 @@ def run_test_harness():
         print(f"> {accuracy * 100:.3f}")
         summarize_diagnostics(history)
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped; the same command goes on with what is complete\n")
+        parser.exit(130, f"\n{parser.prog}: stopped; the same command keeps what is done\n")
     except tf.errors.InvalidArgumentError:
         parser.error(f"a photo in {args.dataset} is damaged: prepare_dataset.py mends the folder")
     except tf.errors.ResourceExhaustedError:
