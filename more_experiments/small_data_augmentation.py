@@ -32,10 +32,11 @@ def define_model():
     model = keras.Sequential()
     model.add(keras.Input((150, 150, 3)))
     model.add(layers.Rescaling(1 / 255))
-    # augmentation; the chapter's shear of 0.2 is in radians, nearly the same as 20 %
+    # augmentation; the chapter's shear of 0.2 is in radians, nearly the same as 20 %; it is given
+    # as a pair since Keras saves a single number in a form that it cannot load again
     model.add(layers.RandomRotation(40 / 360, fill_mode="nearest"))
     model.add(layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"))
-    model.add(layers.RandomShear(0.2, fill_mode="nearest"))
+    model.add(layers.RandomShear((0, 0.2), fill_mode="nearest"))
     model.add(layers.RandomZoom(0.2, 0.2, fill_mode="nearest"))
     model.add(layers.RandomFlip("horizontal"))
     model.add(layers.Conv2D(32, (3, 3), activation="relu"))

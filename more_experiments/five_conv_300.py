@@ -1,0 +1,182 @@
+"""Five convolutions at 300x300 pixels with augmentation, and the model saved and loaded again.
+
+An epoch is 8 batches of 128, about half of the 2,000 photos. The tutorial also augments the photos
+that it validates on, and validates on 256 of them; here all 1,000 are taken as they are. Its shear
+of 0.2 is one of 0.2 degrees in the Keras of its time, which nobody would see: here it is 20 %.
+Published validation accuracy: 77.90 % after 70 epochs, and 92.19 % in training, with 2,000 photos
+to train on and 1,000 to validate ("Classifying cats and dogs: deep learning hello world", Nerd For
+Tech).
+"""
+
+import argparse
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from matplotlib.figure import Figure
+
+NAME = Path(__file__).stem
+EPOCHS = 70
+STEPS = 8
+BATCH_SIZE = 128
+
+
+def define_model():
+    """Return the compiled network: uint8 photos (n, 300, 300, 3) in, P(dog) (n, 1) out."""
+    model = keras.Sequential()
+    model.add(keras.Input((300, 300, 3)))
+    model.add(layers.Rescaling(1 / 255))
+    # augmentation; a pair, since Keras saves a single number in a form that it cannot load again
+    model.add(layers.RandomShear((0, 0.2), fill_mode="nearest"))
+    model.add(layers.RandomZoom(0.2, 0.2, fill_mode="nearest"))
+    model.add(layers.RandomFlip("horizontal"))
+    for filters in (16, 32, 64, 64, 64):
+        model.add(layers.Conv2D(filters, (3, 3), activation="relu"))
+        model.add(layers.MaxPooling2D((2, 2)))
+    # classifier
+    model.add(layers.Flatten())
+    model.add(layers.Dense(512, activation="relu"))
+    model.add(layers.Dense(1, activation="sigmoid", dtype="float32"))
+    model.compile(optimizer="adam", loss="binary_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def flow_from_directory(directory, shuffle=False):
+    """Return the iterator over `directory`/cats (class 0) and `directory`/dogs (class 1).
+
+    Yields batches of BATCH_SIZE: uint8 photos (n, 300, 300, 3) in 0..255, classes (n, 1).
+    Each photo is read and decoded once, then kept in memory (270 kB apiece); with `shuffle`
+    they come without end, in an order drawn anew each time.
+    Raises FileNotFoundError where there are no photos.
+    """
+    for label in ("cats", "dogs"):
+        if not any((directory / label).glob("*.jpg")):
+            raise FileNotFoundError(
+                f"no photos in {directory / label}: run more_experiments/prepare_small_dataset.py")
+    photos = keras.utils.image_dataset_from_directory(
+        directory, class_names=["cats", "dogs"], label_mode="binary",
+        image_size=(300, 300), batch_size=None, shuffle=False,
+    )
+    count = len(photos)
+    photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label)).cache()
+    if shuffle:
+        photos = photos.shuffle(count).repeat()
+    return photos.batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
+
+
+def summarize_diagnostics(history):
+    """Draw the learning curves of `history`, a CSVLogger file, into plots/<script>_plot.png."""
+    rows = np.atleast_1d(np.genfromtxt(history, delimiter=",", names=True))
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    loss, accuracy = figure.subplots(2)
+    # The limits are the same in every script, so that two pictures can be compared by eye.
+    loss.set(title="Cross-Entropy Loss", ylim=(0, 2))
+    accuracy.set(title="Classification Accuracy", ylim=(0.4, 1))
+    epochs = rows["epoch"] + 1
+    for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
+        axes.plot(epochs, rows[metric], ".-", color="blue", label="train")
+        axes.plot(epochs, rows[f"val_{metric}"], ".-", color="orange", label="validation")
+        axes.set(xlabel="epoch", xlim=(0, max(50, len(rows))))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(NAME)
+    figure.savefig(f"plots/{NAME}_plot.new.png")  # written whole before it takes the name
+    os.replace(f"plots/{NAME}_plot.new.png", f"plots/{NAME}_plot.png")
+    print(f"learning curves: plots/{NAME}_plot.png, drawn from {history}")
+
+
+def plot_loss_against_accuracy(history):
+    """Draw accuracy over loss, a point per epoch, into plots/<script>_loss_accuracy.png.
+
+    The tutorial's picture has the same axes with their labels exchanged.
+    """
+    rows = np.atleast_1d(np.genfromtxt(history, delimiter=",", names=True))
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=f"{NAME}: accuracy against loss", xlabel="loss", ylabel="accuracy")
+    axes.plot(rows["loss"], rows["accuracy"], ".-", color="blue", label="train")
+    axes.plot(rows["val_loss"], rows["val_accuracy"], ".-", color="orange", label="validation")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(f"plots/{NAME}_loss_accuracy.new.png")
+    os.replace(f"plots/{NAME}_loss_accuracy.new.png", f"plots/{NAME}_loss_accuracy.png")
+    print(f"loss against accuracy: plots/{NAME}_loss_accuracy.png")
+
+
+def run_test_harness():
+    """Train, print the accuracy on the test split in per cent, save curves and model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line
+    parser.add_argument("--dataset", type=Path, default="cats_and_dogs_small",
+                        help="the folder of prepare_small_dataset.py (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS,
+                        help="batches in an epoch (%(default)s)")
+    parser.add_argument("--precision", choices=["float32", "mixed_bfloat16", "mixed_float16"],
+                        default="float32", help="dtype policy; float16 needs a GPU (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
+    args = parser.parse_args()
+    if min(args.epochs, args.steps) < 1 or not 0 <= args.seed < 2**32:
+        parser.error("--epochs and --steps must be 1 or more, --seed from 0 to 4294967295")
+    keras.utils.set_random_seed(args.seed)
+    keras.config.set_dtype_policy(args.precision)
+    try:
+        model = define_model()
+        train_it = flow_from_directory(args.dataset / "train", shuffle=True)
+        validation_it = flow_from_directory(args.dataset / "validation")
+        test_it = flow_from_directory(args.dataset / "test")
+        # A run that was stopped goes on with the same command, network and photos, no others.
+        photos = sorted((str(p), p.stat().st_size) for p in args.dataset.glob("*/*/*.jpg"))
+        key = zlib.crc32(f"{args} {model.to_json()} {photos}".encode())
+        backup = Path(f"plots/backup/{NAME}_{key:08x}")
+        backup.mkdir(parents=True, exist_ok=True)
+        history = Path(f"plots/{NAME}_history.csv")
+
+        def save_whole(filepath, **options):  # a kill in the middle leaves the backup before
+            if shutil.disk_usage(backup).free < 13 * model.count_params():  # HDF5 would crash
+                raise OSError(f"no room on the disk for the backup in {backup}")
+            keras.Sequential.save_weights(model, f"{backup}/new.weights.h5", **options)
+            os.replace(f"{backup}/new.weights.h5", filepath)
+            shutil.copy(history, backup)
+
+        def drop_other_rows(epoch, logs):  # of an earlier run, or of an epoch that is redone
+            lines = history.read_text().splitlines(keepends=True)
+            history.write_text("".join(lines[: epoch + 1]))
+
+        model.save_weights = save_whole
+        if (backup / history.name).exists():
+            shutil.copy(backup / history.name, history)
+        model.fit(
+            train_it, validation_data=validation_it, epochs=args.epochs, steps_per_epoch=args.steps,
+            shuffle=False, callbacks=[
+                keras.callbacks.LambdaCallback(on_epoch_begin=drop_other_rows),
+                keras.callbacks.CSVLogger(history, append=True),
+                keras.callbacks.BackupAndRestore(backup),
+            ])
+        _, accuracy = model.evaluate(test_it, verbose=0)
+        print(f"> {accuracy * 100:.3f}")
+        summarize_diagnostics(history)
+        plot_loss_against_accuracy(history)
+        model.save(f"{NAME}.part.keras")
+        os.replace(f"{NAME}.part.keras", f"{NAME}.keras")
+        _, again = keras.models.load_model(f"{NAME}.keras").evaluate(test_it, verbose=0)
+        print(f"model: {NAME}.keras, loaded again: {again * 100:.3f}")
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{parser.prog}: stopped; the same command continues this run\n")
+    except tf.errors.InvalidArgumentError:
+        parser.error(f"a photo in {args.dataset} is damaged: prepare_small_dataset.py mends it")
+    except tf.errors.ResourceExhaustedError:
+        parser.error("out of memory: a smaller BATCH_SIZE needs less")
+    except OSError as error:
+        parser.error(" ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+    run_test_harness()
