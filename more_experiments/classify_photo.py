@@ -14,7 +14,6 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import applications
@@ -89,7 +88,7 @@ def load_image(filename, size):
 
 
 def define_model(name, weights):
-    """Return the network `name`: prepared photos (n, size, size, 3) in, probabilities (n, 1000) out.
+    """Return the network `name`: photos (n, size, size, 3), prepared, to probabilities (n, 1000).
 
     `weights` is "imagenet" or the path of a file of weights. Raises OSError where they cannot be
     had.
