@@ -1,9 +1,10 @@
 """Look at augmentation: a picture per method, with the original photo and nine variants of it.
 
-Chapter 2 of "Keras in Chinese", which shows MNIST's digits. Its shear of 1.25 is in degrees, hardly
-to be seen; here it is up to 40 %. Standardization and whitening are no augmentation: they give
-each photo one form, computed from all photos, and so their nine are different photos. Keras
-standardizes by one mean and one deviation per channel, not per pixel, as the chapter has it.
+Chapter 2 of "Keras in Chinese", which shows MNIST's digits. Its shear of 1.25, radians in the Keras
+of its time, would flatten a photo to a stripe; here it is up to 40 %. Standardization and whitening
+are no augmentation: they give each photo one form, computed from all photos, and so their nine are
+different photos. Keras standardizes by one mean and one deviation per channel, not per pixel, as
+the chapter has it.
 """
 
 import argparse
@@ -31,26 +32,31 @@ def define_augmentations():
         "rotation": ("Rotation by up to 90 degrees", layers.RandomRotation(90 / 360, **fill)),
         "shifts": ("Shifts by up to 20 %", layers.RandomTranslation(0.2, 0.2, **fill)),
         "shear": ("Shear by up to 40 %", layers.RandomShear((0, 0.4), (0, 0.4), **fill)),
-        "flips": ("Horizontal and vertical flips", layers.RandomFlip()),
+        # two layers, since one for both directions always flips both ways at once
+        "flips": ("Horizontal and vertical flips", keras.Sequential(
+            [layers.RandomFlip("horizontal"), layers.RandomFlip("vertical")])),
         "zoom": ("Zoom by up to 30 %, in and out", layers.RandomZoom(0.3, **fill)),
     }
 
 
-def load_photos(directory, limit):
-    """Return the first `limit` photos in `directory`, float32 (n, 150, 150, 3), RGB in 0..255.
+def load_photos(first, limit):
+    """Return the photo `first` and others of its folder, at most `limit` in all.
 
-    Raises OSError where there are fewer than nine, or one cannot be read.
+    float32 (n, 150, 150, 3), RGB in 0..255. Raises OSError where there are fewer than nine, or one
+    cannot be read.
     """
-    paths = sorted((p for p in directory.iterdir() if p.suffix.lower() in SUFFIXES),
-                   key=lambda p: (len(p.name), p.name))[:limit]
-    if len(paths) < VARIANTS:
-        raise OSError(f"nine photos or more are needed in {directory}, it has {len(paths)}")
+    others = sorted((p for p in first.parent.iterdir() if p.suffix.lower() in SUFFIXES),
+                    key=lambda p: (len(p.name), p.name))
+    paths = list(dict.fromkeys([first, *others]))[:limit]
     photos = []
     for path in paths:
         try:
-            photos.append(np.asarray(keras.utils.load_img(path, target_size=(SIZE, SIZE))))
+            photos.append(np.asarray(keras.utils.load_img(
+                path, target_size=(SIZE, SIZE), interpolation="bilinear")))
         except OSError as error:
             raise OSError(f"cannot read {path}: {error.strerror or 'not a photo'}") from None
+    if len(photos) < VARIANTS:
+        raise OSError(f"nine photos or more are needed in {first.parent}, it has {len(photos)}")
     return np.array(photos, dtype=np.float32)
 
 
@@ -105,22 +111,22 @@ def save_gallery(name, title, original, variants, labels, save_to):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line
-    parser.add_argument("photos", nargs="?", type=Path, default="sample/train",
-                        help="folder; the first of its photos is varied (%(default)s)")
-    parser.add_argument("--limit", type=int, default=500,
-                        help="photos to compute mean, deviation, ZCA from (%(default)s)")
+    parser.add_argument("photo", nargs="?", type=Path, default="sample/train/dog.5.jpg",
+                        metavar="PHOTO", help="to vary (%(default)s)")
+    parser.add_argument("--limit", type=int, default=500, help="photos of its folder to compute "
+                        "mean, deviation and ZCA from (%(default)s)")
     parser.add_argument("--save-to", type=Path, metavar="DIR",
                         help="write the variants there, too, as aug_<method>_<number>.png")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
     args = parser.parse_args()
-    if not args.photos.is_dir():
-        parser.error(f"there is no folder {args.photos}")
+    if not args.photo.is_file():
+        parser.error(f"there is no photo {args.photo}")
     if args.limit < VARIANTS or not 0 <= args.seed < 2**32:
         parser.error("--limit must be 9 or more, --seed from 0 to 4294967295")
     warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
     keras.utils.set_random_seed(args.seed)
     try:
-        photos = load_photos(args.photos, args.limit)
+        photos = load_photos(args.photo, args.limit)
         Path("plots").mkdir(exist_ok=True)
         if args.save_to:
             args.save_to.mkdir(parents=True, exist_ok=True)

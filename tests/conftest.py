@@ -78,3 +78,36 @@ def few(tmp_path_factory):
         for label in ("cat", "dog"):
             shutil.copy(ROOT / f"sample/train/{label}.{number}.jpg", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """The same random weights of VGG-16 in both layouts: (Keras 3's, the published older one)."""
+    import h5py  # here, since they load TensorFlow, which not all tests need
+    import keras
+
+    folder = tmp_path_factory.mktemp("weights")
+    keras.utils.set_random_seed(1)
+    vgg16 = keras.applications.VGG16(include_top=False, weights=None, input_shape=(224, 224, 3))
+    vgg16.save_weights(folder / "vgg16.weights.h5")
+    with h5py.File(folder / "vgg16_notop.h5", "w") as file:
+        names = ["input_1", *(layer.name for layer in vgg16.layers[1:])]
+        file.attrs["layer_names"] = [name.encode() for name in names]
+        for name, layer in zip(names, vgg16.layers, strict=True):
+            group = file.create_group(name)
+            names_of_two = f"{name}_W_1:0", f"{name}_b_1:0"
+            arrays = dict(zip(names_of_two, layer.get_weights(), strict=False))
+            group.attrs["weight_names"] = [array.encode() for array in arrays]
+            for array, values in arrays.items():
+                group.create_dataset(array, data=values)
+    return folder / "vgg16.weights.h5", folder / "vgg16_notop.h5"
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """The sample as prepare_small_dataset.py splits it, 20, 10 and 10 photos of each class."""
+    folder = tmp_path_factory.mktemp("small")
+    done = run("more_experiments/prepare_small_dataset.py", ROOT / "sample/train",
+               "--counts", "20", "10", "10", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "cats_and_dogs_small"

@@ -17,26 +17,6 @@ from PIL import Image
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """The same random weights of VGG-16 in both layouts: (Keras 3's, the published older one)."""
-    folder = tmp_path_factory.mktemp("weights")
-    keras.utils.set_random_seed(1)
-    vgg16 = keras.applications.VGG16(include_top=False, weights=None, input_shape=(224, 224, 3))
-    vgg16.save_weights(folder / "vgg16.weights.h5")
-    with h5py.File(folder / "vgg16_notop.h5", "w") as file:
-        names = ["input_1", *(layer.name for layer in vgg16.layers[1:])]
-        file.attrs["layer_names"] = [name.encode() for name in names]
-        for name, layer in zip(names, vgg16.layers, strict=True):
-            group = file.create_group(name)
-            names_of_two = f"{name}_W_1:0", f"{name}_b_1:0"
-            arrays = dict(zip(names_of_two, layer.get_weights(), strict=False))
-            group.attrs["weight_names"] = [array.encode() for array in arrays]
-            for array, values in arrays.items():
-                group.create_dataset(array, data=values)
-    return folder / "vgg16.weights.h5", folder / "vgg16_notop.h5"
-
-
-@pytest.fixture(scope="module")
 def final(few, weights, tmp_path_factory):
     """A folder in which the chain prepare_final_dataset.py, finalize_model.py has run."""
     folder = tmp_path_factory.mktemp("final")
