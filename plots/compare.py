@@ -53,7 +53,8 @@ def find_published(script):
     """Return the accuracy, in per cent, that the docstring of `script` quotes, or "-"."""
     for path in (TOP / f"{script}.py", TOP / f"more_experiments/{script}.py"):
         if path.exists():
-            match = re.search(r"Published \w+ accuracy: ([\d.]+)", path.read_text(encoding="utf-8"))
+            match = re.search(r"Published \w+ accuracy: ([\d.]+(?: to [\d.]+)?) %",
+                              path.read_text(encoding="utf-8"))
             return match[1] if match else "-"
     return "-"
 

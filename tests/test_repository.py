@@ -13,6 +13,7 @@ from PIL import Image
 
 FAMILY = ["baseline_vgg1", "baseline_vgg2", "baseline_vgg3", "vgg3_dropout", "vgg3_augmentation"]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+MORE = sorted(path.stem for path in ROOT.glob("more_experiments/*.py"))
 
 
 def read_functions(name):
@@ -53,23 +54,54 @@ def test_copies_of_the_pipeline():
     assert dataset["prepare_photo"] == read_functions("predict")["prepare_photo"]
 
 
+def test_copies_in_more_experiments():
+    more = {name: read_functions(f"more_experiments/{name}") for name in MORE}
+    dataset, predict, classify = (read_functions("prepare_dataset"), read_functions("predict"),
+                                  more["classify_photo"])
+    for function in ("list_files", "list_photos", "prepare_photo", "save_photo", "copy_photos"):
+        assert more["prepare_small_dataset"][function] == dataset[function]
+    for function in ("prepare_photo", "find_photos"):
+        assert classify[function] == predict[function]
+    below = [(ROOT / f"more_experiments/{name}.py").read_text().split("def flow_from_directory")[1]
+             for name in ("small_data_cnn", "small_data_augmentation")]
+    assert below[0] == below[1]
+    summaries = {name: functions["summarize_diagnostics"] for name, functions in more.items()
+                 if "summarize_diagnostics" in functions}
+    for name in ("small_cnn_32", "vgg16_128_transfer"):
+        assert summaries[name] == read_functions("baseline_vgg1")["summarize_diagnostics"]
+    for name in ("small_data_augmentation", "small_data_features", "small_data_fine_tuning",
+                 "five_conv_300"):
+        assert summaries[name] == summaries["small_data_cnn"]
+    for name, functions in more.items():
+        if name in summaries:  # it trains: the same functions in the same order
+            order = [function for function in functions if function in
+                     ("define_model", "summarize_diagnostics", "run_test_harness")]
+            assert order == ["define_model", "summarize_diagnostics", "run_test_harness"]
+
+
 @pytest.mark.parametrize(("first", "second", "most"), [
     ("baseline_vgg1", "baseline_vgg2", 12), ("baseline_vgg2", "baseline_vgg3", 12),
     ("baseline_vgg3", "vgg3_dropout", 16), ("baseline_vgg3", "vgg3_augmentation", 12),
     ("baseline_vgg3", "vgg16_transfer", 150), ("vgg16_transfer", "finalize_model", 110),
     ("prepare_dataset", "prepare_final_dataset", 45),
+    ("prepare_dataset", "more_experiments/prepare_small_dataset", 90),
+    ("baseline_vgg2", "more_experiments/small_cnn_32", 56),
+    ("more_experiments/small_data_cnn", "more_experiments/small_data_augmentation", 26),
+    ("more_experiments/small_data_cnn", "more_experiments/five_conv_300", 80),
+    ("vgg16_transfer", "more_experiments/small_data_features", 90),
+    ("predict", "more_experiments/classify_photo", 90),
 ])
 def test_neighbours_differ_little(first, second, most):
     assert 0 < count_changes(first, second) <= most
 
 
 def test_no_script_imports_another():
-    for name in SCRIPTS:
+    for name in [*SCRIPTS, *(f"more_experiments/{name}" for name in MORE)]:
         tree = ast.parse((ROOT / f"{name}.py").read_text())
         for node in ast.walk(tree):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert not set(SCRIPTS) & {module.split(".")[0] for module in modules}, name
+            assert not {*SCRIPTS, *MORE} & {module.split(".")[0] for module in modules}, name
 
 
 def test_sample_is_what_draw_draws(tmp_path):
