@@ -131,6 +131,8 @@ def main():
                 plot_graph(model)
         if missing:
             print(f"no graphs: {missing}")
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{parser.prog}: stopped\n")
     except OSError as error:
         parser.error(" ".join(str(error).split()))
 

@@ -59,12 +59,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line
     parser.parse_args()
-    expected = list_layers(keras.applications.VGG16(weights=None))
-    for model in (define_sequential(), define_functional()):
-        model.summary()
-        same = sum(a == b for a, b in zip(list_layers(model), expected, strict=True))
-        print(f"{model.name}: {model.count_params():,} parameters; {same} of {len(expected)} "
-              "layers as in keras.applications.VGG16\n")
+    try:
+        expected = list_layers(keras.applications.VGG16(weights=None))
+        for model in (define_sequential(), define_functional()):
+            model.summary()
+            same = sum(a == b for a, b in zip(list_layers(model), expected, strict=True))
+            print(f"{model.name}: {model.count_params():,} parameters; {same} of {len(expected)} "
+                  "layers as in keras.applications.VGG16\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{parser.prog}: stopped\n")
 
 
 if __name__ == "__main__":
