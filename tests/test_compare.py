@@ -80,6 +80,9 @@ def test_reference_runs():
         assert int(result["epochs"]) == len(rows)
         assert result["final_test_accuracy"] == f"{accuracies[-1]:.3f}"
         assert result["best_test_accuracy"] == f"{max(accuracies):.3f}"
+        for row in rows:  # nothing is cut off by the limits of the axes
+            assert 0.4 <= min(float(row["accuracy"]), float(row["val_accuracy"]))
+            assert max(float(row["loss"]), float(row["val_loss"])) <= 2
         with Image.open(ROOT / f"plots/reference/{script}_plot.png") as plot:
             plot.load()
 
