@@ -122,9 +122,13 @@ def run_test_harness():
             lines = history.read_text().splitlines(keepends=True)
             history.write_text("".join(lines[: epoch + 1]))
 
-        model.save_weights = save_whole
         if (backup / history.name).exists():
             shutil.copy(backup / history.name, history)
+            # Else the random numbers of the first epochs would come once more.
+            keras.utils.set_random_seed(zlib.crc32(history.read_bytes()))
+            model = define_model()
+            train_it = flow_from_directory(args.dataset / "train", shuffle=True)
+        model.save_weights = save_whole
         model.fit(train_it, validation_data=test_it, epochs=args.epochs, shuffle=False, callbacks=[
             keras.callbacks.LambdaCallback(on_epoch_begin=drop_other_rows),
             keras.callbacks.CSVLogger(history, append=True),

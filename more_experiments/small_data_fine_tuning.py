@@ -148,9 +148,13 @@ def run_test_harness():
             lines = history.read_text().splitlines(keepends=True)
             history.write_text("".join(lines[: epoch + 1]))
 
-        model.save_weights = save_whole
         if (backup / history.name).exists():
             shutil.copy(backup / history.name, history)
+            # Else the random numbers of the first epochs would come once more.
+            keras.utils.set_random_seed(zlib.crc32(history.read_bytes()))
+            model = define_model(args.model)
+            train_it = flow_from_directory(args.dataset / "train", shuffle=True)
+        model.save_weights = save_whole
         model.fit(
             train_it, validation_data=validation_it, epochs=args.epochs, steps_per_epoch=args.steps,
             shuffle=False, callbacks=[

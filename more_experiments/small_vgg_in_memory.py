@@ -198,9 +198,12 @@ def run_test_harness():
             lines = history.read_text().splitlines(keepends=True)
             history.write_text("".join(lines[: epoch + 1]))
 
-        model.save_weights = save_whole
         if (backup / history.name).exists():
             shutil.copy(backup / history.name, history)
+            # Else the random numbers of the first epochs would come once more.
+            keras.utils.set_random_seed(zlib.crc32(history.read_bytes()))
+            model = define_model()
+        model.save_weights = save_whole
         model.fit(
             *train, batch_size=BATCH_SIZE, validation_data=validation, epochs=args.epochs,
             callbacks=[

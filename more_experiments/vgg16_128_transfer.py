@@ -159,9 +159,12 @@ def run_test_harness():
         def add_seconds(epoch, logs):  # a column of the history, validation included
             logs["seconds"] = time.perf_counter() - model.started
 
-        model.save_weights = save_whole
         if (backup / history.name).exists():
             shutil.copy(backup / history.name, history)
+            # Else the random numbers of the first epochs would come once more.
+            keras.utils.set_random_seed(zlib.crc32(history.read_bytes()))
+            train_it = flow_from_directory(args.dataset / "train", shuffle=True)
+        model.save_weights = save_whole
         model.fit(
             train_it, validation_data=test_it, epochs=args.epochs, steps_per_epoch=args.steps,
             shuffle=False, callbacks=[

@@ -2,17 +2,51 @@
 
 import csv
 import importlib
+import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from conftest import ROOT, assert_refused, command, run, run_several
 from PIL import Image
+
+# Runs each script three times for one epoch, then as if Ctrl-C were pressed: anew, continued, and
+# anew. Prints what each run drew at random: its first batch, and the seeds of its layers.
+DRAWS = """
+import json, runpy, shutil, sys, zlib
+import keras
+
+def record(model, iterator, **options):
+    batch = next(iter(iterator))[0].numpy()
+    seeds = [v.numpy().tolist() for v in model.variables if v.name == "seed_generator_state"]
+    drawn.append([zlib.crc32(batch), seeds])
+    options["callbacks"].append(keras.callbacks.LambdaCallback(on_epoch_begin=stop))
+    return fit(model, iterator, **options)
+
+def stop(epoch, logs):
+    epochs.append(epoch)
+    if epoch:
+        raise KeyboardInterrupt
+
+fit, keras.Model.fit = keras.Model.fit, record
+for script, *arguments in json.loads(sys.argv[1]):
+    sys.argv, drawn, epochs = [script, *arguments], [], []
+    for again in (False, False, True):
+        if again:
+            shutil.rmtree("plots/backup")
+        keras.utils.clear_session()  # layers get the names that they have in a new process
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 130, end.code
+    print(json.dumps([drawn, epochs]), file=sys.stderr)
+"""
 
 EXPERIMENTS = {
     "baseline_vgg1": "float32", "baseline_vgg2": "float32", "baseline_vgg3": "float32",
@@ -95,6 +129,24 @@ def test_killed_runs_continue(dataset, tmp_path):
     assert "Epoch 1/6" not in done.stdout and "Epoch 6/6" in done.stdout
     check_outputs(tmp_path, "baseline_vgg3", done.stdout, 6)
     assert read_history(tmp_path, "baseline_vgg3")[:1] == first[:1]
+
+
+def test_continued_runs_draw_anew(dataset, small, weights, tmp_path):
+    lines = [(f"{name}.py", "--dataset", dataset) for name in ("vgg3_dropout", "vgg3_augmentation")]
+    lines += [(f"more_experiments/{name}.py", "--dataset", small, *options) for name, options in (
+        ("small_data_augmentation", ("--steps", 1)),
+        ("small_data_features", ("--weights", weights[0])))]
+    lines = [(str(ROOT / script), *map(str, arguments)) for script, *arguments in lines]
+    done = subprocess.run([sys.executable, "-c", DRAWS, json.dumps(lines)], cwd=tmp_path, text=True,
+                          capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
+    assert len(results) == len(lines)
+    for (new, continued, again), epochs in results:
+        assert epochs == [0, 1, 1, 0, 1]
+        assert new == again
+        assert continued[0] != new[0]  # the first batch
+        assert new[1] and all(seed not in new[1] for seed in continued[1])
 
 
 def test_backup_of_other_photos_is_not_taken(dataset, few, tmp_path):
