@@ -11,6 +11,7 @@ Tech).
 import argparse
 import os
 import shutil
+import signal
 import zlib
 from pathlib import Path
 
@@ -125,6 +126,12 @@ def run_test_harness():
     args = parser.parse_args()
     if min(args.epochs, args.steps) < 1 or not 0 <= args.seed < 2**32:
         parser.error("--epochs and --steps must be 1 or more, --seed from 0 to 4294967295")
+
+    def stop(*_):  # at once, since HDF5's clean-up would swallow a KeyboardInterrupt
+        os.write(2, f"\n{parser.prog}: stopped; the same command continues this run\n".encode())
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     try:
@@ -172,8 +179,6 @@ def run_test_harness():
         os.replace(f"{NAME}.part.keras", f"{NAME}.keras")
         _, again = keras.models.load_model(f"{NAME}.keras").evaluate(test_it, verbose=0)
         print(f"model: {NAME}.keras, loaded again: {again * 100:.3f}")
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped; the same command continues this run\n")
     except tf.errors.InvalidArgumentError:
         parser.error(f"a photo in {args.dataset} is damaged: prepare_small_dataset.py mends it")
     except tf.errors.ResourceExhaustedError:

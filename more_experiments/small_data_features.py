@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import warnings
 import zlib
 from pathlib import Path
@@ -162,6 +163,12 @@ def run_test_harness():
     args = parser.parse_args()
     if args.epochs < 1 or not 0 <= args.seed < 2**32:
         parser.error("--epochs must be 1 or more, --seed from 0 to 4294967295")
+
+    def stop(*_):  # at once, since HDF5's clean-up would swallow a KeyboardInterrupt
+        os.write(2, f"\n{parser.prog}: stopped; the same command keeps what is done\n".encode())
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     try:
@@ -213,8 +220,6 @@ def run_test_harness():
         keras.Model(vgg16.input, outputs).save(f"{NAME}.part.keras")
         os.replace(f"{NAME}.part.keras", f"{NAME}.keras")
         print(f"model: {NAME}.keras")
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped; the same command keeps what is done\n")
     except tf.errors.InvalidArgumentError:
         parser.error(f"a photo in {args.dataset} is damaged: prepare_small_dataset.py mends it")
     except tf.errors.ResourceExhaustedError:

@@ -10,6 +10,7 @@ validate (Rising Odegua, "Image detection from scratch in Keras", Towards Data S
 import argparse
 import os
 import shutil
+import signal
 import zlib
 from pathlib import Path
 
@@ -167,6 +168,12 @@ def run_test_harness():
     args = parser.parse_args()
     if args.epochs < 1 or not 0 <= args.seed < 2**32:
         parser.error("--epochs must be 1 or more, --seed from 0 to 4294967295")
+
+    def stop(*_):  # at once, since HDF5's clean-up would swallow a KeyboardInterrupt
+        os.write(2, f"\n{parser.prog}: stopped; the same command continues this run\n".encode())
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     try:
@@ -225,8 +232,6 @@ def run_test_harness():
         model.save(f"{NAME}.part.keras")
         os.replace(f"{NAME}.part.keras", f"{NAME}.keras")
         print(f"weights: {NAME}.weights.h5, model: {NAME}.keras")
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped; the same command continues this run\n")
     except tf.errors.ResourceExhaustedError:
         parser.error("out of memory: a smaller BATCH_SIZE needs less")
     except OSError as error:

@@ -11,6 +11,7 @@ Analytics Vidhya).
 import argparse
 import os
 import shutil
+import signal
 import time
 import warnings
 import zlib
@@ -130,6 +131,12 @@ def run_test_harness():
     args = parser.parse_args()
     if min(args.epochs, args.steps) < 1 or not 0 <= args.seed < 2**32:
         parser.error("--epochs and --steps must be 1 or more, --seed from 0 to 4294967295")
+
+    def stop(*_):  # at once, since HDF5's clean-up would swallow a KeyboardInterrupt
+        os.write(2, f"\n{parser.prog}: stopped; the same command continues this run\n".encode())
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     try:
@@ -177,8 +184,6 @@ def run_test_harness():
         print(f"> {accuracy * 100:.3f}")
         summarize_diagnostics(history)
         print_comparison()
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped; the same command continues this run\n")
     except tf.errors.InvalidArgumentError:
         parser.error(f"a photo in {args.dataset} is damaged: prepare_dataset.py mends the folder")
     except tf.errors.ResourceExhaustedError:

@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT, assert_refused, command, run, run_several
 from PIL import Image
 
-# Runs each script three times for one epoch, then as if Ctrl-C were pressed: anew, continued, and
-# anew. Prints what each run drew at random: its first batch, and the seeds of its layers.
+# Runs each script three times, anew, continued, and anew, and stops it after an epoch. Prints what
+# each run drew at random: its first batch, and the seeds of its layers.
 DRAWS = """
 import json, runpy, shutil, sys, zlib
 import keras
@@ -43,8 +43,8 @@ for script, *arguments in json.loads(sys.argv[1]):
         keras.utils.clear_session()  # layers get the names that they have in a new process
         try:
             runpy.run_path(script, run_name="__main__")
-        except SystemExit as end:
-            assert end.code == 130, end.code
+        except KeyboardInterrupt:
+            pass
     print(json.dumps([drawn, epochs]), file=sys.stderr)
 """
 
