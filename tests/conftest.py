@@ -70,6 +70,18 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny(dataset, tmp_path_factory):
+    """A tree of 4 photos in each folder, for runs that need not learn; tests only read it."""
+    tree = tmp_path_factory.mktemp("tiny") / "dataset_dogs_vs_cats"
+    for folder in dataset.glob("*/*/"):
+        target = tree / folder.relative_to(dataset)
+        target.mkdir(parents=True)
+        for photo in sorted(folder.iterdir())[:4]:
+            shutil.copy(photo, target)
+    return tree
+
+
+@pytest.fixture(scope="session")
 def few(tmp_path_factory):
     """A folder of 6 cats and 6 dogs of the sample, under Kaggle's names; tests only read it."""
     folder = tmp_path_factory.mktemp("few") / "train"
