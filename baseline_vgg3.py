@@ -6,43 +6,45 @@ Published test accuracy: 80.184 % after 20 epochs, with 18,697 training and 6,30
 """
 
 import argparse
+import csv
 import os
 import shutil
-import signal
-import zlib
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 
-import keras
-import numpy as np
-import tensorflow as tf
-from keras import layers
-from matplotlib.figure import Figure
+try:
+    import keras
+    import tensorflow as tf
+    from keras import layers
+    from matplotlib.figure import Figure
+except KeyboardInterrupt:
+    sys.exit("stopped")
 
-NAME = Path(__file__).stem
 EPOCHS = 20
 
 
 def define_model():
-    """Return the compiled network: uint8 photos (n, 200, 200, 3) in, P(dog) (n, 1) out."""
+    """Return the compiled network: photos (n, 200, 200, 3), 0 to 255, in, P(dog) (n, 1) out."""
     relu = {"activation": "relu", "kernel_initializer": "he_uniform"}
-    model = keras.Sequential()
-    model.add(keras.Input((200, 200, 3)))
-    model.add(layers.Rescaling(1 / 255))
-    # block 1
-    model.add(layers.Conv2D(32, (3, 3), padding="same", **relu))
-    model.add(layers.MaxPooling2D((2, 2)))
-    # block 2
-    model.add(layers.Conv2D(64, (3, 3), padding="same", **relu))
-    model.add(layers.MaxPooling2D((2, 2)))
-    # block 3
-    model.add(layers.Conv2D(128, (3, 3), padding="same", **relu))
-    model.add(layers.MaxPooling2D((2, 2)))
-    # classifier
-    model.add(layers.Flatten())
-    model.add(layers.Dense(128, **relu))
-    model.add(layers.Dense(1, activation="sigmoid", dtype="float32"))
+    model = keras.Sequential([
+        keras.Input((200, 200, 3)),
+        layers.Rescaling(1 / 255),
+        # block 1
+        layers.Conv2D(32, (3, 3), padding="same", **relu),
+        layers.MaxPooling2D((2, 2)),
+        # block 2
+        layers.Conv2D(64, (3, 3), padding="same", **relu),
+        layers.MaxPooling2D((2, 2)),
+        # block 3
+        layers.Conv2D(128, (3, 3), padding="same", **relu),
+        layers.MaxPooling2D((2, 2)),
+        # classifier
+        layers.Flatten(),
+        layers.Dense(128, **relu),
+        layers.Dense(1, activation="sigmoid", dtype="float32"),
+    ])
     optimizer = keras.optimizers.SGD(learning_rate=0.001, momentum=0.9)
     model.compile(optimizer=optimizer, loss="binary_crossentropy", metrics=["accuracy"])
     return model
@@ -69,91 +71,73 @@ def flow_from_directory(directory, shuffle=False):
     return photos.batch(64).prefetch(tf.data.AUTOTUNE)
 
 
-def summarize_diagnostics(history):
-    """Draw the learning curves of `history`, a CSVLogger file, into plots/<script>_plot.png."""
-    rows = np.atleast_1d(np.genfromtxt(history, delimiter=",", names=True))
+def summarize_diagnostics(name):
+    """Draw the learning curves in plots/`name`_history.csv and save them as a PNG beside it."""
+    with open(f"plots/{name}_history.csv") as file:
+        rows = {int(row["epoch"]): row for row in csv.DictReader(file)}  # the last of an epoch
+    epochs = [epoch + 1 for epoch in rows]
     figure = Figure(figsize=(8, 8), layout="constrained")
     loss, accuracy = figure.subplots(2)
-    # The limits are the same in every script, so that two pictures can be compared by eye.
+    # The y limits are the same in every script, so that two pictures can be compared by eye.
     loss.set(title="Cross-Entropy Loss", ylim=(0, 2))
     accuracy.set(title="Classification Accuracy", ylim=(0.4, 1))
     for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(rows["epoch"] + 1, rows[metric], ".-", color="blue", label="train")
-        axes.plot(rows["epoch"] + 1, rows[f"val_{metric}"], ".-", color="orange", label="test")
-        axes.set(xlabel="epoch", xlim=(0, max(50, len(rows))))
+        for key, color, label in ((metric, "blue", "train"), (f"val_{metric}", "orange", "test")):
+            values = [float(row[key]) for row in rows.values()]
+            axes.plot(epochs, values, ".-", color=color, label=label)
+        axes.set(xlabel="epoch", xlim=(0, len(rows) + 1))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(NAME)
-    figure.savefig(f"plots/{NAME}_plot.new.png")  # written whole before it takes the name
-    os.replace(f"plots/{NAME}_plot.new.png", f"plots/{NAME}_plot.png")
-    print(f"learning curves: plots/{NAME}_plot.png, drawn from {history}")
+    figure.suptitle(name)
+    figure.savefig(f"plots/{name}_plot.png")
 
 
 def run_test_harness():
-    """Train, print the accuracy on the test split in per cent, and save the learning curves."""
+    """Train, print the accuracy on the test split in per cent, save learning curves and model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line
     parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats",
                         help="the folder that prepare_dataset.py has built (%(default)s)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
     parser.add_argument("--precision", choices=["float32", "mixed_bfloat16", "mixed_float16"],
                         default="float32", help="dtype policy; float16 needs a GPU (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run before this one")
     args = parser.parse_args()
-    if args.epochs < 1 or not 0 <= args.seed < 2**32:
-        parser.error("--epochs must be 1 or more, --seed from 0 to 4294967295")
+    if args.epochs < 1:
+        parser.error("--epochs must be 1 or more")
+    name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
+    history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
 
-    def stop(*_):  # at once, since HDF5's clean-up would swallow a KeyboardInterrupt
-        os.write(2, f"\n{parser.prog}: stopped; the same command continues this run\n".encode())
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, stop)
-    keras.utils.set_random_seed(args.seed)
+    # A resumed run draws other random numbers than its first epochs have seen.
+    done = len(history.read_text().split()) if args.resume and history.exists() else 0
+    keras.utils.set_random_seed(args.seed + done)
     keras.config.set_dtype_policy(args.precision)
-    try:
-        model = define_model()
-        train_it = flow_from_directory(args.dataset / "train", shuffle=True)
-        test_it = flow_from_directory(args.dataset / "test")
-        # A run that was stopped goes on with the same command, network and photos, no others.
-        photos = sorted((str(p), p.stat().st_size) for p in args.dataset.glob("*/*/*.jpg"))
-        key = zlib.crc32(f"{args} {model.to_json()} {photos}".encode())
-        backup = Path(f"plots/backup/{NAME}_{key:08x}")
-        backup.mkdir(parents=True, exist_ok=True)
-        history = Path(f"plots/{NAME}_history.csv")
-
-        def save_whole(filepath, **options):  # a kill in the middle leaves the backup before
-            if shutil.disk_usage(backup).free < 9 * model.count_params():  # HDF5 would crash
-                raise OSError(f"no room on the disk for the backup in {backup}")
-            keras.Sequential.save_weights(model, f"{backup}/new.weights.h5", **options)
-            os.replace(f"{backup}/new.weights.h5", filepath)
-            shutil.copy(history, backup)
-
-        def drop_other_rows(epoch, logs):  # of an earlier run, or of an epoch that is redone
-            lines = history.read_text().splitlines(keepends=True)
-            history.write_text("".join(lines[: epoch + 1]))
-
-        if (backup / history.name).exists():
-            shutil.copy(backup / history.name, history)
-            # Else the random numbers of the first epochs would come once more.
-            keras.utils.set_random_seed(zlib.crc32(history.read_bytes()))
-            model = define_model()
-            train_it = flow_from_directory(args.dataset / "train", shuffle=True)
-        model.save_weights = save_whole
-        model.fit(train_it, validation_data=test_it, epochs=args.epochs, shuffle=False, callbacks=[
-            keras.callbacks.LambdaCallback(on_epoch_begin=drop_other_rows),
-            keras.callbacks.CSVLogger(history, append=True),
-            keras.callbacks.BackupAndRestore(backup),
-        ])
-        _, accuracy = model.evaluate(test_it, verbose=0)
-        print(f"> {accuracy * 100:.3f}")
-        summarize_diagnostics(history)
-    except tf.errors.InvalidArgumentError:
-        parser.error(f"a photo in {args.dataset} is damaged: prepare_dataset.py mends the folder")
-    except tf.errors.ResourceExhaustedError:
-        parser.error("out of memory: a smaller batch in flow_from_directory() needs less")
-    except OSError as error:
-        parser.error(" ".join(str(error).split()))
+    train_it = flow_from_directory(args.dataset / "train", shuffle=True)
+    test_it = flow_from_directory(args.dataset / "test")
+    model = define_model()
+    model.summary()
+    if backup.exists() and not args.resume:
+        shutil.rmtree(backup)
+    if not backup.exists():
+        history.unlink(missing_ok=True)
+    os.makedirs("plots", exist_ok=True)
+    model.fit(train_it, validation_data=test_it, epochs=args.epochs, shuffle=False, callbacks=[
+        keras.callbacks.CSVLogger(history, append=True),
+        keras.callbacks.BackupAndRestore(
+            backup, double_checkpoint=True, delete_checkpoint=False),
+    ])
+    _, accuracy = model.evaluate(test_it, verbose=0)
+    print(f"> {accuracy * 100:.3f}")
+    summarize_diagnostics(name)
+    os.makedirs("models", exist_ok=True)
+    model.save(f"models/{name}.keras")
+    print(f"learning curves: plots/{name}_plot.png, model: models/{name}.keras")
 
 
 if __name__ == "__main__":
-    run_test_harness()
+    try:
+        run_test_harness()
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        sys.exit(f"{sys.argv[0]}: {error}")
