@@ -6,18 +6,26 @@ way, so that none can stop the training later.
 
 import argparse
 import io
+import os
 import re
 import sys
 import warnings
 import zipfile
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
-from rich.progress import track
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
+try:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from PIL import Image, ImageOps
+    from rich.progress import track
+except KeyboardInterrupt:
+    sys.exit("stopped")
 
 # Microsoft's copy of the photos: the same as Kaggle's, numbered anew.
 URL = ("https://download.microsoft.com/download/3/E/1/"
@@ -35,9 +43,8 @@ def download_photos():
 
     Raises OSError without a network.
     """
-    from keras.utils import get_file  # here, since Keras takes seconds to load
     try:
-        return Path(get_file(origin=URL, file_hash=SHA256))
+        return Path(keras.utils.get_file(origin=URL, file_hash=SHA256))
     except Exception as error:  # noqa: BLE001, get_file's own is a bare one
         raise OSError(f"{error}; a browser can get it, too: give its path as SOURCE") from None
 
@@ -84,7 +91,9 @@ def prepare_photo(data):
         image = image.crop((0, 0, image.width, rows[-1] + 1))
     upright = image.getexif().get(0x0112, 1) == 1
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright:
-        return data
+        with suppress(tf.errors.InvalidArgumentError):  # stricter than Pillow with damaged JPEGs
+            tf.io.decode_jpeg(data)
+            return data
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bit
         image = image.point(lambda value: value / 256)
