@@ -83,6 +83,8 @@ def run_test_harness():
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
+    for folder in ("plots", "models"):
+        os.makedirs(folder, exist_ok=True)
     resume = args.resume and backup.exists()  # and then with other random numbers than at first
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
@@ -90,8 +92,6 @@ def run_test_harness():
     test_it = flow_from_directory(args.dataset / "test", shuffle=False)
     model = define_model()
     model.summary()
-    for folder in ("plots", "models"):
-        os.makedirs(folder, exist_ok=True)
     if backup.exists() and not resume:
         shutil.rmtree(backup)
     model.fit(train_it, validation_data=test_it, epochs=args.epochs, shuffle=False, callbacks=[
