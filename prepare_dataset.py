@@ -36,7 +36,7 @@ SHA256 = "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"
 # Kaggle's train/cat.0.jpg, Microsoft's PetImages/Cat/0.jpg
 PHOTO = re.compile(r"(?:^|/)(cat|dog)(?:\.|s?/)(\d+)\.jpe?g$", re.IGNORECASE)
 # What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")  # what Keras takes for a photo
 
 
