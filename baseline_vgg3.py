@@ -9,6 +9,7 @@ import csv
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
@@ -70,8 +71,7 @@ def summarize_diagnostics(name):
     limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
     for axes, (metric, ylim) in zip(figure.subplots(2), limits.items(), strict=True):
         for key, color, label in ((metric, "blue", "train"), (f"val_{metric}", "orange", "test")):
-            values = [float(row[key]) for row in rows.values()]
-            axes.plot(list(rows), values, ".-", color=color, label=label)
+            axes.plot([*rows], [float(r[key]) for r in rows.values()], ".-", c=color, label=label)
         axes.set(title=f"{name}: {metric}", xlabel="epoch", xlim=(0, len(rows) + 1), ylim=ylim)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
@@ -103,13 +103,13 @@ def run_test_harness():
     model.fit(train_it, validation_data=test_it, epochs=args.epochs, shuffle=False, callbacks=[
         keras.callbacks.CSVLogger(history, append=resume),
         keras.callbacks.BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
-    _, accuracy = model.evaluate(test_it, verbose=0)
-    print(f"> {accuracy * 100:.3f}")
+    print(f"> {model.evaluate(test_it, verbose=0, return_dict=True)['accuracy'] * 100:.3f}")
     summarize_diagnostics(name)
     model.save(f"models/{name}.keras")
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Keras's, of a backup that another network has left
     try:
         run_test_harness()
     except (KeyboardInterrupt, OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
@@ -30,19 +31,17 @@ def define_model(weights):
     VGG-16: photos (n, 224, 224, 3), 0 to 255, in; features (n, 7, 7, 512) out. Classifier: P(dog)
     (n, 1) out. `weights` is "imagenet" or a file's path; raises OSError where it can't be loaded.
     """
+    warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         base = keras.applications.VGG16(include_top=False, weights=weights)
     except Exception as error:  # noqa: BLE001, the download raises a bare one
-        raise OSError(f"no weights: {error}; --weights takes a file of them") from None
+        raise OSError(f"no weights {weights} (--weights takes a file): {error}") from None
     base.trainable = False
     # VGG-16 was trained on BGR photos, less ImageNet's means: turned round, its kernel takes RGB.
     kernel, bias = base.layers[1].get_weights()
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
-    vgg16 = keras.Sequential([
-        keras.Input((224, 224, 3)),
-        layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32"),
-        *base.layers[1:],
-    ])
+    means = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
+    vgg16 = keras.Sequential([keras.Input((224, 224, 3)), means, *base.layers[1:]])
     classifier = keras.Sequential([
         keras.Input((7, 7, 512)),
         layers.Flatten(),
@@ -109,6 +108,7 @@ def run_test_harness():
     logging.getLogger("absl").setLevel(logging.ERROR)  # HDF5 is an old format, but the tutorial's
     whole.save("final_model.new.h5")  # written whole before it takes the name
     os.replace("final_model.new.h5", "final_model.h5")
+    print("final model: final_model.h5")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
@@ -33,19 +34,17 @@ def define_model(weights):
     VGG-16: photos (n, 224, 224, 3), 0 to 255, in; features (n, 7, 7, 512) out. Classifier: P(dog)
     (n, 1) out. `weights` is "imagenet" or a file's path; raises OSError where it can't be loaded.
     """
+    warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         base = keras.applications.VGG16(include_top=False, weights=weights)
     except Exception as error:  # noqa: BLE001, the download raises a bare one
-        raise OSError(f"no weights: {error}; --weights takes a file of them") from None
+        raise OSError(f"no weights {weights} (--weights takes a file): {error}") from None
     base.trainable = False
     # VGG-16 was trained on BGR photos, less ImageNet's means: turned round, its kernel takes RGB.
     kernel, bias = base.layers[1].get_weights()
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
-    vgg16 = keras.Sequential([
-        keras.Input((224, 224, 3)),
-        layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32"),
-        *base.layers[1:],
-    ])
+    means = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
+    vgg16 = keras.Sequential([keras.Input((224, 224, 3)), means, *base.layers[1:]])
     classifier = keras.Sequential([
         keras.Input((7, 7, 512)),
         layers.Flatten(),
@@ -100,8 +99,7 @@ def summarize_diagnostics(name):
     limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
     for axes, (metric, ylim) in zip(figure.subplots(2), limits.items(), strict=True):
         for key, color, label in ((metric, "blue", "train"), (f"val_{metric}", "orange", "test")):
-            values = [float(row[key]) for row in rows.values()]
-            axes.plot(list(rows), values, ".-", color=color, label=label)
+            axes.plot([*rows], [float(r[key]) for r in rows.values()], ".-", c=color, label=label)
         axes.set(title=f"{name}: {metric}", xlabel="epoch", xlim=(0, len(rows) + 1), ylim=ylim)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
@@ -137,8 +135,7 @@ def run_test_harness():
     model.fit(train_it, validation_data=test_it, epochs=args.epochs, shuffle=False, callbacks=[
         keras.callbacks.CSVLogger(history, append=resume),
         keras.callbacks.BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
-    _, accuracy = model.evaluate(test_it, verbose=0)
-    print(f"> {accuracy * 100:.3f}")
+    print(f"> {model.evaluate(test_it, verbose=0, return_dict=True)['accuracy'] * 100:.3f}")
     summarize_diagnostics(name)
     whole.save(f"models/{name}.keras")
 

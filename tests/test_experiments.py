@@ -4,7 +4,6 @@ import csv
 import importlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,38 +15,27 @@ import pytest
 from conftest import ROOT, assert_refused, command, run, run_several
 from PIL import Image
 
-# Runs each script three times, anew, continued, and anew, and stops it after an epoch. Prints what
-# each run drew at random: its first batch, and the seeds of its layers.
+# Runs each script anew, resumed, resumed once more, and anew, one epoch at a time. Prints what each
+# run drew at random: its first batch, and the seeds of its layers.
 DRAWS = """
-import json, runpy, shutil, sys, zlib
+import json, runpy, sys, zlib
 import keras
 
 def record(model, iterator, **options):
     batch = next(iter(iterator))[0].numpy()
     seeds = [v.numpy().tolist() for v in model.variables if v.name == "seed_generator_state"]
     drawn.append([zlib.crc32(batch), seeds])
-    options["callbacks"].append(keras.callbacks.LambdaCallback(on_epoch_begin=stop))
     return fit(model, iterator, **options)
-
-def stop(epoch, logs):
-    epochs.append(epoch)
-    if epoch:
-        raise KeyboardInterrupt
 
 fit, keras.Model.fit = keras.Model.fit, record
 for script, *arguments in json.loads(sys.argv[1]):
-    sys.argv, drawn, epochs = [script, *arguments], [], []
-    for again in (False, False, True):
-        if again:
-            shutil.rmtree("plots/backup")
+    drawn = []
+    for options in (["1"], ["2", "--resume"], ["3", "--resume"], ["1"]):
+        sys.argv = [script, *arguments, "--epochs", *options]
         keras.utils.clear_session()  # layers get the names that they have in a new process
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except KeyboardInterrupt:
-            pass
-    print(json.dumps([drawn, epochs]), file=sys.stderr)
+        runpy.run_path(script, run_name="__main__")
+    print(json.dumps(drawn), file=sys.stderr)
 """
-
 EXPERIMENTS = {
     "baseline_vgg1": "float32", "baseline_vgg2": "float32", "baseline_vgg3": "float32",
     "vgg3_dropout": "float32", "vgg3_augmentation": "mixed_bfloat16",
@@ -60,147 +48,38 @@ def read_history(folder, name):
         return list(csv.DictReader(file))
 
 
+def count_ticks(pixels):
+    """Return how many ticks the lowest x axis of a plot has, by the dark dashes below it."""
+    dark = pixels.sum(axis=-1) < 100
+    axis = max(row for row in range(len(dark)) if dark[row].sum() > dark.shape[1] / 2)
+    dashes = dark[axis + 3]
+    return int((dashes[1:] & ~dashes[:-1]).sum())
+
+
 def check_outputs(folder, name, stdout, epochs):
-    """Check the history, the printed accuracy and the picture of a run of `epochs` epochs."""
-    rows = read_history(folder, name)
-    assert [int(row["epoch"]) for row in rows] == list(range(epochs))
+    """Check the history, the printed accuracy, the picture and the model of `epochs` epochs."""
+    rows = {int(row["epoch"]): row for row in read_history(folder, name)}
+    assert list(rows) == list(range(epochs))
     (accuracy,) = [line for line in stdout.splitlines() if line.startswith("> ")]
-    assert accuracy == f"> {float(rows[-1]['val_accuracy']) * 100:.3f}"
-    assert all(0 < float(row["loss"]) < 100 and 0 < float(row["val_loss"]) < 100 for row in rows)
+    assert accuracy == f"> {float(rows[epochs - 1]['val_accuracy']) * 100:.3f}"
+    assert all(0 < float(r["loss"]) < 100 and 0 < float(r["val_loss"]) < 100 for r in rows.values())
     with Image.open(folder / f"plots/{name}_plot.png") as plot:
         pixels = np.asarray(plot.convert("RGB"), dtype=int)
         assert plot.format == "PNG" and min(plot.size) >= 600
     for colour in ((0, 0, 255), (255, 165, 0)):  # train blue, test orange, in both halves
         drawn = np.abs(pixels - colour).sum(axis=-1) < 30
         assert drawn[: len(drawn) // 2].any() and drawn[len(drawn) // 2 :].any()
-    assert not list((folder / "plots/backup").iterdir())
-    return float(rows[-1]["val_accuracy"])
+    assert (folder / f"models/{name}.keras").stat().st_size > 10**6
+    return float(rows[epochs - 1]["val_accuracy"])
 
 
-def test_one_epoch(dataset, tmp_path):
-    results = run_several(*((f"{name}.py", "--dataset", dataset, "--epochs", "1",
-                             "--precision", precision) for name, precision in EXPERIMENTS.items()),
-                          cwd=tmp_path)
-    for (code, out, err), name in zip(results, EXPERIMENTS, strict=True):
-        assert (code, err) == (0, ""), (name, err)
-        assert "Found 146 files" in out and "Found 54 files" in out
-        assert f"plots/{name}_plot.png" in out
-        check_outputs(tmp_path, name, out, 1)
-
-
-def test_learns_the_sample(dataset, tmp_path):
-    """The first command of README: well above chance, 0.55 being the larger class's share."""
-    (tmp_path / "dataset_dogs_vs_cats").symlink_to(dataset)
-    done = run("baseline_vgg1.py", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")  # TensorFlow's own messages, too, are none
-    assert check_outputs(tmp_path, "baseline_vgg1", done.stdout, 20) > 0.75
-
-
-def test_killed_runs_continue(dataset, tmp_path):
-    (tmp_path / "dataset_dogs_vs_cats").symlink_to(dataset)
-    (tmp_path / "plots").mkdir()
-    # what an older and longer run may have left
-    old = "".join(f"{epoch},0.5,0.7,0.5,0.7\n" for epoch in range(9))
-    history = tmp_path / "plots/baseline_vgg3_history.csv"
-    history.write_text("epoch,accuracy,loss,val_accuracy,val_loss\n" + old)
-    line = command("baseline_vgg3.py", "--epochs", "4")
-
-    def stop(sign, epochs):
-        process = subprocess.Popen(line, cwd=tmp_path, text=True, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE)
-        while process.poll() is None and (old in history.read_text()
-                                          or len(read_history(tmp_path, "baseline_vgg3")) < epochs):
-            time.sleep(0.02)
-        process.send_signal(sign)
-        err = process.communicate(timeout=60)[1]
-        return process.returncode, err
-
-    assert stop(signal.SIGKILL, 2) == (-signal.SIGKILL, "")
-    first = read_history(tmp_path, "baseline_vgg3")
-    code, err = stop(signal.SIGINT, 3)
-    assert code == 130 and len(err.strip().splitlines()) == 1, err
-    assert "the same command" in err
-    # another run in between, with a history of its own
-    other = run("baseline_vgg3.py", "--epochs", "1", "--seed", "2", cwd=tmp_path)
-    assert other.returncode == 0 and len(read_history(tmp_path, "baseline_vgg3")) == 1
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                          check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Epoch 1/4" not in done.stdout and "Epoch 4/4" in done.stdout
-    check_outputs(tmp_path, "baseline_vgg3", done.stdout, 4)
-    assert read_history(tmp_path, "baseline_vgg3")[:1] == first[:1]
-
-
-def test_continued_runs_draw_anew(tiny, small, weights, tmp_path):
-    lines = [(f"{name}.py", "--dataset", tiny) for name in ("vgg3_dropout", "vgg3_augmentation")]
-    lines += [(f"more_experiments/{name}.py", "--dataset", small, *options) for name, options in (
-        ("small_data_augmentation", ("--steps", 1)),
-        ("small_data_features", ("--weights", weights[0])))]
-    lines = [(str(ROOT / script), *map(str, arguments)) for script, *arguments in lines]
-    done = subprocess.run([sys.executable, "-c", DRAWS, json.dumps(lines)], cwd=tmp_path, text=True,
-                          capture_output=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
-    assert len(results) == len(lines)
-    for (new, continued, again), epochs in results:
-        assert epochs == [0, 1, 1, 0, 1]
-        assert new == again
-        assert continued[0] != new[0]  # the first batch
-        assert new[1] and all(seed not in new[1] for seed in continued[1])
-
-
-def test_backup_of_other_photos_is_not_taken(tiny, tmp_path):
-    shutil.copytree(tiny, tmp_path / "dataset_dogs_vs_cats")
-    process = subprocess.Popen(command("baseline_vgg3.py", "--epochs", "5"), cwd=tmp_path,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(tmp_path.glob("plots/backup/*/*.json")):
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    next((tmp_path / "dataset_dogs_vs_cats/train/dogs").iterdir()).unlink()
-    done = run("baseline_vgg3.py", "--epochs", "5", cwd=tmp_path)
-    assert done.returncode == 0 and "Epoch 1/5" in done.stdout
-
-
-def test_bad_input(dataset, tmp_path):
-    shutil.copytree(dataset, tmp_path / "damaged")
-    next((tmp_path / "damaged/train/cats").iterdir()).write_text("not a photo")
-    for split in ("train", "test"):
-        for label in ("cats", "dogs"):
-            (tmp_path / f"empty/{split}/{label}").mkdir(parents=True)
-    (tmp_path / "file").write_text("not a folder")
-    cases = [
-        ((), "dataset_dogs_vs_cats", "prepare_dataset.py"),
-        (("--dataset", "nowhere"), "nowhere", "prepare_dataset.py"),
-        (("--dataset", "empty"), "empty", "prepare_dataset.py"),
-        (("--dataset", "file"), "file", "prepare_dataset.py"),
-        (("--dataset", "damaged", "--epochs", "1"), "damaged", "prepare_dataset.py"),
-        (("--epochs", "0"), "--epochs"),
-        (("--epochs", "many"), "--epochs", "many"),
-        (("--seed", "-1"), "--seed"),
-        (("--precision", "float8"), "--precision", "float8", "mixed_bfloat16"),
-        (("--epoch", "1", "--batch", "3"), "--batch"),
-    ]
-    for name in ("baseline_vgg1", "vgg3_augmentation"):
-        results = run_several(*((f"{name}.py", *case[0]) for case in cases), cwd=tmp_path)
-        for result, case in zip(results, cases, strict=True):
-            assert_refused(result, *case[1:])
-
-
-def test_no_room(tiny, tmp_path):
-    # A limit on the size of files makes writing fail as a disk does that fills meanwhile.
-    done = run("baseline_vgg3.py", "--dataset", tiny, "--epochs", "1", cwd=tmp_path,
-               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)))
-    assert_refused((done.returncode, done.stdout, done.stderr), "large")
-    # On a disk that is full HDF5 crashes, so that the script has to look before.
-    full = ("import runpy, shutil, sys; sys.argv = sys.argv[1:]; "
-            "shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**9, 10**9, 50_000_000); "
-            "runpy.run_path(sys.argv[0], run_name='__main__')")
-    line = command("baseline_vgg3.py", "--dataset", tiny, "--epochs", "1")
-    done = subprocess.run([line[0], "-c", full, *line[1:]], cwd=tmp_path, timeout=300,
-                          capture_output=True, text=True, check=False)
-    assert_refused((done.returncode, done.stdout, done.stderr), "no room", "plots/backup")
-    assert not (tmp_path / "plots/baseline_vgg3_plot.png").exists()
+@pytest.fixture(scope="module")
+def ran(dataset, tmp_path_factory):
+    """(folder, results of the five experiments), each of one epoch on the sample."""
+    folder = tmp_path_factory.mktemp("ran")
+    lines = ((f"{name}.py", "--dataset", dataset, "--epochs", "1", "--precision", precision)
+             for name, precision in EXPERIMENTS.items())
+    return folder, dict(zip(EXPERIMENTS, run_several(*lines, cwd=folder), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +88,193 @@ def keras():
     return importlib.import_module("keras")
 
 
+def test_one_epoch(ran):
+    folder, results = ran
+    for name, (code, out, err) in results.items():
+        assert (code, err) == (0, ""), (name, err)
+        assert "Found 146 files" in out and "Found 54 files" in out
+        assert "Trainable params" in out  # the model's summary
+        check_outputs(folder, name, out, 1)
+
+
+def test_models_take_photos_as_they_are(keras, ran, dataset):
+    """Each saved model, loaded as anyone would, says of uint8 photos what the run has measured."""
+    folder, results = ran
+    test_it = importlib.import_module("baseline_vgg1").flow_from_directory(dataset / "test", False)
+    photos = np.concatenate([batch for batch, _ in test_it])
+    classes = np.concatenate([labels for _, labels in test_it])
+    for name in EXPERIMENTS:
+        model = keras.models.load_model(folder / f"models/{name}.keras")
+        assert model.input_shape == (None, 200, 200, 3) and model.output_shape == (None, 1)
+        dogs = model.predict(photos, verbose=0)
+        accuracy = ((dogs > 0.5) == classes).mean() * 100
+        assert f"> {accuracy:.3f}\n" in results[name][1], name
+        assert np.allclose(model.predict(photos.astype("float64"), verbose=0), dogs, atol=1e-6)
+
+
+def test_models_through_predict(keras, ran):
+    """predict.py with each model says what the model says of the array that it was trained on."""
+    folder, _ = ran
+    photo = ROOT / "sample/test/1.jpg"
+    names = list(EXPERIMENTS)
+    results = run_several(*(("predict.py", photo, "--model", f"models/{name}.keras")
+                            for name in names), cwd=folder)
+    load_image = importlib.import_module("predict").load_image
+    for (code, out, err), name in zip(results, names, strict=True):
+        assert (code, err) == (0, ""), (name, err)
+        model = keras.models.load_model(folder / f"models/{name}.keras")
+        dog = float(model.predict_on_batch(load_image(photo, (200, 200)))[0, 0])
+        assert f"{max(dog, 1 - dog) * 100:.1f}" in out or f"{max(dog, 1 - dog) * 100:.2f}" in out
+
+
+def test_learns_the_sample(dataset, tmp_path):
+    """The first command of README: well above chance, 0.55 being the larger class's share."""
+    (tmp_path / "dataset_dogs_vs_cats").symlink_to(dataset)
+    done = run("baseline_vgg1.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")  # TensorFlow's own messages, too, are none
+    assert check_outputs(tmp_path, "baseline_vgg1", done.stdout, 20) > 0.75
+    with Image.open(tmp_path / "plots/baseline_vgg1_plot.png") as plot:
+        assert count_ticks(np.asarray(plot.convert("RGB"), dtype=int)) >= 5
+
+
+def test_killed_stopped_resumed_extended(tiny, tmp_path):
+    (tmp_path / "dataset_dogs_vs_cats").symlink_to(tiny)
+    backup = tmp_path / "plots/backup/baseline_vgg3"
+
+    def stop(sign, epochs, *options):
+        """Send `sign` to a run as soon as it has logged `epochs` epochs: in the backup, or near."""
+        process = subprocess.Popen(command("baseline_vgg3.py", "--epochs", "50", *options),
+                                   cwd=tmp_path, text=True, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE)
+        history = tmp_path / "plots/baseline_vgg3_history.csv"
+        while process.poll() is None and not (
+                history.exists() and f"\n{epochs - 1}," in history.read_text()):
+            time.sleep(0.005)
+        process.send_signal(sign)
+        return process.communicate(timeout=60)[1], process.returncode
+
+    def resume(epochs, *options):
+        done = run("baseline_vgg3.py", "--epochs", epochs, "--resume", *options, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        check_outputs(tmp_path, "baseline_vgg3", done.stdout, epochs)
+        return [line for line in done.stdout.splitlines() if line.startswith("Epoch ")]
+
+    assert stop(signal.SIGKILL, 3) == ("", -signal.SIGKILL)
+    first = read_history(tmp_path, "baseline_vgg3")[:2]
+    err, code = stop(signal.SIGINT, 5, "--resume")
+    assert code == 1 and len(err.strip().splitlines()) == 1 and "--resume" in err, err
+    assert read_history(tmp_path, "baseline_vgg3")[:2] == first  # it went on, and did not start
+    epochs = len(read_history(tmp_path, "baseline_vgg3"))
+    shutil.rmtree(tmp_path / "models")
+    assert resume(epochs + 3)[-1] == f"Epoch {epochs + 3}/{epochs + 3}"
+    assert resume(epochs + 3) == []  # after its end: nothing is left to train
+    assert resume(epochs + 4) == [f"Epoch {epochs + 4}/{epochs + 4}"]  # more epochs
+    assert read_history(tmp_path, "baseline_vgg3")[:2] == first
+
+    # killed in the middle of a backup: the one before it is taken
+    whole = (backup / "latest.weights.h5").read_bytes()
+    epochs += 4
+    for size in (0, len(whole) // 2):
+        (backup / "latest.weights.h5").write_bytes(whole[:size])
+        assert resume(epochs) == [f"Epoch {epochs}/{epochs}"]
+    # killed between log and backup: that epoch is logged twice, and counts once
+    history = tmp_path / "plots/baseline_vgg3_history.csv"
+    with open(history, "a") as file:
+        file.write(f"{epochs},0.1,9.9,0.1,9.9\n")
+    assert resume(epochs + 1) == [f"Epoch {epochs + 1}/{epochs + 1}"]
+    # as Keras writes it on plain Windows
+    history.write_bytes(history.read_bytes().replace(b"\n", b"\r\r\n"))
+    assert resume(epochs + 2) == [f"Epoch {epochs + 2}/{epochs + 2}"]
+
+    # another seed keeps its own files; without --resume a run starts anew and drops the backup
+    done = run("baseline_vgg3.py", "--epochs", "1", "--seed", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_outputs(tmp_path, "baseline_vgg3_seed2", done.stdout, 1)
+    assert len(read_history(tmp_path, "baseline_vgg3")) > 5
+    done = run("baseline_vgg3.py", "--epochs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_outputs(tmp_path, "baseline_vgg3", done.stdout, 1)
+    assert len(list(backup.iterdir())) == 2  # one epoch's, no older one's
+
+
+def test_backup_that_does_not_fit(tiny, tmp_path):
+    (tmp_path / "dataset_dogs_vs_cats").symlink_to(tiny)
+    assert run("baseline_vgg2.py", "--epochs", "1", cwd=tmp_path).returncode == 0
+    backup = tmp_path / "plots/backup/baseline_vgg3"
+    (backup.parent / "baseline_vgg2").rename(backup)
+    history = tmp_path / "plots/baseline_vgg3_history.csv"
+    (tmp_path / "plots/baseline_vgg2_history.csv").rename(history)
+    before = history.read_bytes()
+    line = ("baseline_vgg3.py", "--epochs", "2", "--resume")
+    other = run(*line, cwd=tmp_path)
+    assert_refused((other.returncode, other.stdout, other.stderr), "could not be loaded")
+    (backup / "latest.weights.h5").write_bytes(b"damaged")
+    damaged = run(*line, cwd=tmp_path)
+    assert_refused((damaged.returncode, damaged.stdout, damaged.stderr))
+    assert history.read_bytes() == before
+    # a wrong folder costs no backup
+    wrong = run("baseline_vgg3.py", "--dataset", "nowhere", cwd=tmp_path)
+    assert_refused((wrong.returncode, wrong.stdout, wrong.stderr), "nowhere")
+    assert (backup / "latest.weights.h5").exists() and history.read_bytes() == before
+
+
+def test_resumed_runs_draw_anew(tiny, tmp_path):
+    lines = [(str(ROOT / f"{name}.py"), "--dataset", str(tiny))
+             for name in ("vgg3_dropout", "vgg3_augmentation")]
+    done = subprocess.run([sys.executable, "-c", DRAWS, json.dumps(lines)], cwd=tmp_path, text=True,
+                          capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
+    assert len(results) == len(lines)
+    for first, *resumed, again in results:
+        assert first == again
+        batches = [first[0], *(batch for batch, _ in resumed)]
+        assert len(set(batches)) == 3
+        assert first[1] and all(seed not in first[1] for _, seeds in resumed for seed in seeds)
+
+
+@pytest.mark.parametrize("delay", [0.3, 1, 2])
+def test_ctrl_c_while_tensorflow_is_imported(delay, tmp_path):
+    process = subprocess.Popen(command("baseline_vgg1.py"), cwd=tmp_path, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and len(err.strip().splitlines()) == 1, err
+
+
+def test_bad_input(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "damaged")
+    next((tmp_path / "damaged/train/cats").iterdir()).write_text("not a photo")
+    for split in ("train", "test"):
+        for label in ("cats", "dogs"):
+            (tmp_path / f"empty/{split}/{label}").mkdir(parents=True)
+    shutil.copytree(dataset, tmp_path / "half")
+    for photo in (tmp_path / "half/test/cats").iterdir():
+        photo.unlink()
+    (tmp_path / "file").write_text("not a folder")
+    cases = [
+        ((), "dataset_dogs_vs_cats", "prepare_dataset.py"),
+        (("--dataset", "nowhere"), "nowhere", "prepare_dataset.py"),
+        (("--dataset", "empty"), "empty", "prepare_dataset.py"),
+        (("--dataset", "half"), "half/test", "prepare_dataset.py"),
+        (("--dataset", "file"), "file", "prepare_dataset.py"),
+        (("--dataset", "damaged", "--epochs", "1"), "Unknown image file format"),
+        (("--epochs", "many"), "--epochs", "many"),
+        (("--seed", "-1"), "Seed"),
+        (("--precision", "float8"), "float8"),
+        (("--epoch", "1", "--batch", "3"), "--batch"),
+    ]
+    for name in ("baseline_vgg1", "vgg3_augmentation"):
+        results = run_several(*((f"{name}.py", *case[0]) for case in cases), cwd=tmp_path)
+        for result, case in zip(results, cases, strict=True):
+            assert_refused(result, *case[1:])
+    assert not list((tmp_path / "models").iterdir())
+
+
 def test_iterator(keras, dataset):
     script = importlib.import_module("baseline_vgg1")
-    batches = list(script.flow_from_directory(dataset / "train"))
+    batches = list(script.flow_from_directory(dataset / "train", shuffle=False))
     assert [len(photos) for photos, _ in batches] == [64, 64, 18]
     photos = np.concatenate([photos for photos, _ in batches])
     classes = np.concatenate([labels for _, labels in batches])
@@ -266,7 +329,7 @@ def test_float16(keras, dataset):
     assert model.layers[1].compute_dtype == "float16"
     assert model.layers[-1].compute_dtype == "float32"
     (photos, classes), *_ = importlib.import_module("baseline_vgg3").flow_from_directory(
-        dataset / "test").take(1)
+        dataset / "test", shuffle=False).take(1)
     loss, _ = model.train_on_batch(photos[:1], classes[:1])
     assert 0 <= loss < 100
 
@@ -296,11 +359,11 @@ def test_networks(keras):
                 assert isinstance(layer.kernel_initializer, keras.initializers.HeUniform)
 
 
-def test_other_folder_and_help():
-    """Help is there without a dataset, and names the defaults."""
+def test_help():
+    """Help is there without a dataset, and names the options."""
     results = run_several(*((f"{name}.py", "--help") for name in EXPERIMENTS), cwd=ROOT,
                           env=dict(os.environ))
     for (code, out, _), name in zip(results, EXPERIMENTS, strict=True):
-        assert code == 0
-        assert "dataset_dogs_vs_cats" in out
-        assert f"({20 if name.startswith('baseline') else 50})" in out
+        assert code == 0, name
+        for option in ("--dataset", "--epochs", "--precision", "--seed", "--resume"):
+            assert option in out

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, assert_refused, command, run, run_several
-from PIL import Image
+from PIL import Image, features
 
 
 def encoded(image, kind="JPEG", **options):
@@ -26,7 +27,8 @@ def encoded(image, kind="JPEG", **options):
 
 def tree(folder):
     """Return {path relative to folder: contents} of the photos below `folder`."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.jpg")}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.jpg")
+            if path.is_file()}
 
 
 def write_zip(path, entries):
@@ -35,6 +37,13 @@ def write_zip(path, entries):
         for name, data in entries.items():
             archive.writestr(name, data)
     return path
+
+
+def bomb():
+    """Return a PNG file of a few hundred bytes that says it is 60,000 pixels wide and high."""
+    small = encoded(Image.new("L", (8, 8)), "PNG")
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + small[24:29]
+    return small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:]
 
 
 def test_sample(dataset):
@@ -132,10 +141,9 @@ def test_split_of_25000_killed_and_completed(tmp_path):
     count = {split: len(list((output / split).rglob("*.jpg"))) for split in ("train", "test")}
     assert count == {"train": 18697, "test": 6303}
     assert all(path.read_bytes() == tiny for path in output.rglob("*.jpg"))
-    assert not list(output.rglob("*.part"))
     shutil.rmtree(output)
     code, err = stop(signal.SIGINT)
-    assert code == 130 and len(err.strip().splitlines()) == 1, err
+    assert code == 1 and len(err.strip().splitlines()) == 1, err
 
 
 def test_odd_photos(few, tmp_path):
@@ -150,9 +158,10 @@ def test_odd_photos(few, tmp_path):
     whole = encoded(rgb, quality=90)
     exif_only = whole[:2] + whole[20:]  # without the JFIF marker, as many of Microsoft's are
     kept = {"plain": whole, "gray": encoded(gray), "progressive": encoded(rgb, progressive=True),
-            "png": encoded(rgb, "PNG"), "bmp": encoded(rgb, "BMP"), "no_jfif": exif_only,
-            "extra": whole + b"trailing bytes"}
-    anew = {"cmyk": (encoded(rgb.convert("CMYK")), rgb), "webp": (encoded(rgb, "WEBP"), rgb),
+            "no_jfif": exif_only, "extra": whole + b"trailing bytes",
+            "odd_exif": encoded(rgb, exif=b"Exif\0\0not what it should be")}
+    anew = {"png": (encoded(rgb, "PNG"), rgb), "bmp": (encoded(rgb, "BMP"), rgb),
+            "cmyk": (encoded(rgb.convert("CMYK")), rgb), "webp": (encoded(rgb, "WEBP"), rgb),
             "palette": (encoded(rgb.quantize(64), "PNG"), rgb),
             "deep": (encoded(deep, "PNG"), gray), "tiff": (encoded(rgb, "TIFF"), rgb),
             "alpha": (encoded(alpha, "PNG"), Image.composite(
@@ -161,8 +170,13 @@ def test_odd_photos(few, tmp_path):
             "bilevel": (encoded(gray.convert("1"), "PNG"), gray.convert("1")),
             "rotated": (encoded(rgb, exif=rotated, quality=95), rgb.rotate(-90, expand=True)),
             "no_end": (whole[:-2], rgb),
+            "marker": (whole[:-200] + b"\xff\xe0" + whole[-200:], None),  # TensorFlow refuses it
             "cut": (whole[: len(whole) * 9 // 10], None)}
+    if features.check("avif"):
+        anew["avif"] = encoded(rgb, "AVIF", quality=90), rgb
     out = {"empty": b"", "text": b"not a photo", "cut_short": whole[: len(whole) // 4],
+           "eps": encoded(rgb, "EPS"), "html": b"<!doctype html><title>404</title>",
+           "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>', "bomb": bomb(),
            "png_cut": encoded(rgb, "PNG")[:200]}
     data = [*kept.values(), *(value for value, _ in anew.values()), *out.values()]
     names = [*kept, *anew, *out]
@@ -170,35 +184,47 @@ def test_odd_photos(few, tmp_path):
     shutil.copytree(few, source)
     for number, content in enumerate(data, 100):
         (source / f"cat.{number}.jpg").write_bytes(content)
-    results = run_several(("prepare_final_dataset.py",), ("prepare_dataset.py",), cwd=tmp_path)
+    (source / "cat.900.jpg").mkdir()
+    (source / "cat.901.jpg").symlink_to("nowhere")
+    # Ghostscript, as far as Pillow can see: it must not be started
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "bin/gs").chmod(0o755)
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    results = run_several(("prepare_final_dataset.py",), ("prepare_dataset.py",),
+                          ("predict.py", "train/cat.100.jpg"), cwd=tmp_path, env=env)
+    assert not (tmp_path / "started").exists()
     import tensorflow as tf
 
-    for (code, stdout, err), top in zip(results, ("finalize", "dataset"), strict=True):
+    for (code, stdout, err), top in zip(results[:2], ("finalize", "dataset"), strict=True):
         assert code == 0 and err == ""
         photos = {Path(n).name: d for n, d in tree(tmp_path / f"{top}_dogs_vs_cats").items()}
         assert len(photos) == 12 + len(kept) + len(anew)
-        assert stdout.count("left out: ") == len(out)
+        assert stdout.count("left out: ") == len(out) + 2
+        assert "left out: cat.900.jpg (" in stdout and "left out: cat.901.jpg (" in stdout
         for number, name in enumerate(names, 100):
             file = f"cat.{number}.jpg"
             if name in out:
                 assert file not in photos and f"left out: {file} (" in stdout, name
                 continue
             pixels = tf.io.decode_image(photos[file], channels=3).numpy()
+            assert (photos[file] == (source / file).read_bytes()) == (name in kept), name
             if name in kept:
-                assert photos[file] == kept[name], name
-            else:
-                with Image.open(io.BytesIO(photos[file])) as image:
-                    assert (image.format, image.mode) == ("JPEG", "RGB"), name
-                    assert 0x0112 not in image.getexif()
-                if name == "cut":  # its last rows are partly missing
-                    assert 70 < len(pixels) <= 90
-                    pixels = pixels[:60]
-                expected = anew[name][1] or rgb.crop((0, 0, 120, 60))
-                assert pixels.shape == np.asarray(expected.convert("RGB")).shape, name
-                difference = np.abs(pixels - np.asarray(expected.convert("RGB"), dtype=int)).mean()
-                assert difference < 8, (name, difference)
+                continue
+            with Image.open(io.BytesIO(photos[file])) as image:
+                assert (image.format, image.mode) == ("JPEG", "RGB"), name
+                assert 0x0112 not in image.getexif()
+            if name == "marker":  # its rest is as damaged as it was
+                continue
+            if name == "cut":  # its last rows are partly missing
+                assert 70 < len(pixels) <= 90
+                pixels = pixels[:60]
+            expected = anew[name][1] or rgb.crop((0, 0, 120, 60))
+            assert pixels.shape == np.asarray(expected.convert("RGB")).shape, name
+            difference = np.abs(pixels - np.asarray(expected.convert("RGB"), dtype=int)).mean()
+            assert difference < 8, (name, difference)
     reasons = [line.split("(")[1] for line in stdout.splitlines() if line.startswith("left out")]
-    assert reasons[:3] == ["empty)", "not an image)", "more than half is missing)"]
+    assert reasons[:4] == ["not an image)"] * 2 + ["more than half is missing)", "not an image)"]
 
 
 def test_side_does_not_depend_on_other_photos(few, tmp_path):
@@ -210,6 +236,10 @@ def test_side_does_not_depend_on_other_photos(few, tmp_path):
     assert [result[0] for result in results] == [0, 0]
     complete = set(tree(tmp_path / "all"))
     assert set(tree(tmp_path / "dataset_dogs_vs_cats")) == {n for n in complete if "cat.0" not in n}
+    # what was a photo is none any more: it does not stay in the tree
+    (source / "dog.3.jpg").write_bytes(b"")
+    assert run("prepare_dataset.py", cwd=tmp_path).returncode == 0
+    assert not any("dog.3" in name for name in tree(tmp_path / "dataset_dogs_vs_cats"))
 
 
 def test_bad_input(few, dataset, tmp_path):
@@ -222,10 +252,6 @@ def test_bad_input(few, dataset, tmp_path):
     (tmp_path / "text.zip").write_text("not a zip file")
     whole = write_zip(tmp_path / "whole.zip", photos).read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[:-100])
-    (tmp_path / "crc.zip").write_bytes(whole[:3000] + bytes(20) + whole[3020:])
-    flag = whole.rindex(b"PK\x01\x02") + 8
-    (tmp_path / "locked.zip").write_bytes(whole[:flag] + b"\x01" + whole[flag + 1:])
-    write_zip(tmp_path / "outside.zip", {**photos, "../../cat.9.jpg": b""})
     write_zip(tmp_path / "damaged_inner.zip", {"train.zip": b"PK"})
     shutil.copytree(dataset, tmp_path / "sample")
     shutil.copy(few / "cat.0.jpg", tmp_path / "strange/mine.jpg")
@@ -236,16 +262,13 @@ def test_bad_input(few, dataset, tmp_path):
         (("empty",), "empty", "cats"),
         (("one_class",), "one_class", "dogs"),
         (("twice",), "cat.0", "more than once"),
-        (("text.zip",), "text.zip", "zip"),
-        (("cut.zip",), "cut.zip"),
-        (("crc.zip",), "crc.zip", "CRC"),
-        (("locked.zip",), "locked.zip", "encrypted"),
-        (("outside.zip",), "outside.zip", "../../cat.9.jpg"),
-        (("damaged_inner.zip",), "damaged_inner.zip"),
+        (("text.zip",), "zip file"),
+        (("cut.zip",), "zip file"),
+        (("damaged_inner.zip",), "zip file"),
         ((few, "--output", "sample"), "sample", "--output"),
         ((few, "--output", "strange"), "strange", "--output"),
         ((few, "--output", "text.zip"), "text.zip"),
-        ((few, "--download"), "--download"),
+        ((few, "--download"), "--download", "not allowed"),
         (("--downlaod",), "--downlaod"),
     ]
     for script in ("prepare_dataset.py", "prepare_final_dataset.py"):
@@ -266,9 +289,19 @@ def test_no_room(few, tmp_path):
     done = run("prepare_dataset.py", few, cwd=tmp_path,
                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
     assert_refused((done.returncode, done.stdout, done.stderr), "large")
-    assert not list(tmp_path.rglob("*.jpg"))
     assert run("prepare_dataset.py", few, cwd=tmp_path).returncode == 0
     assert len(tree(tmp_path / "dataset_dogs_vs_cats")) == 12
+
+
+def test_damaged_photo_in_a_zip_file(few, tmp_path):
+    """A photo that fails its checksum is left out and named; the others are copied."""
+    photos = {f"train/{path.name}": path.read_bytes() for path in few.iterdir()}
+    photos["train/cat.1.jpg"] = b"X" * 999
+    whole = write_zip(tmp_path / "whole.zip", photos).read_bytes()
+    (tmp_path / "crc.zip").write_bytes(whole.replace(b"X" * 999, b"X" * 998 + b"Y"))
+    done = run("prepare_dataset.py", "crc.zip", cwd=tmp_path)
+    assert done.returncode == 0 and "left out: cat.1.jpg (Bad CRC-32" in done.stdout
+    assert len(tree(tmp_path / "dataset_dogs_vs_cats")) == 11
 
 
 @pytest.mark.parametrize("script", ["prepare_dataset.py", "prepare_final_dataset.py"])
