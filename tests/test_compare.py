@@ -3,9 +3,11 @@
 import csv
 import re
 import shutil
+import subprocess
 
+import numpy as np
 import pytest
-from conftest import ROOT, assert_refused, run
+from conftest import ROOT, assert_refused, command, run
 from PIL import Image
 
 HEADER = "epoch,accuracy,loss,val_accuracy,val_loss\n"
@@ -17,14 +19,22 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
+def write_history(path, *accuracies, loss=0.6):
+    """Write a history with these accuracies on the photos that were not trained on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(HEADER + "".join(f"{n},0.5,0.7,{value},{loss}\n"
+                                     for n, value in enumerate(accuracies)))
+
+
 @pytest.fixture
 def plots(tmp_path):
-    """A folder with one finished run, a reference run of the same script, and one of another."""
-    (tmp_path / "plots/reference").mkdir(parents=True)
-    for path, accuracies in {"baseline_vgg1": (0.6, 0.7, 0.65), "reference/baseline_vgg1": (0.5,),
-                             "reference/my_own": (0.6, 0.9)}.items():
-        rows = "".join(f"{n},0.5,0.7,{value},0.6\n" for n, value in enumerate(accuracies))
-        (tmp_path / f"plots/{path}_history.csv").write_text(HEADER + rows)
+    """A folder with own runs and reference runs, some of them of several seeds."""
+    for name, accuracies in {
+            "baseline_vgg1": (0.6, 0.7, 0.65), "reference/baseline_vgg1": (0.5,),
+            "baseline_vgg3": (0.6, 0.8), "baseline_vgg3_seed2": (0.7, 0.77),
+            "baseline_vgg3_seed10": (0.65, 0.83, 0.9), "reference/my_own": (0.6, 0.9),
+            "small_data_cnn": (0.7,)}.items():
+        write_history(tmp_path / f"plots/{name}_history.csv", *accuracies)
     return tmp_path
 
 
@@ -33,33 +43,54 @@ def read_table(stdout):
     return [re.split(r"\s{2,}", line.strip()) for line in stdout.splitlines()[1:-1]]
 
 
-def test_compares_all(plots):
-    for name, content in {"empty": "", "header": HEADER, "text": "hello\n", "cut": HEADER + "0,0.5",
-                          "words": HEADER + "0,a,b,c,d\n"}.items():
+def test_compares_the_experiments_of_the_readme(plots):
+    for name, content in {"baseline_vgg2": "", "vgg3_dropout": HEADER, "vgg16_transfer": "hello\n",
+                          "vgg3_dropout_seed2": HEADER + "0,0.5", "vgg3_dropout_seed3":
+                          HEADER + "0,a,b,c,d\n"}.items():
         (plots / f"plots/{name}_history.csv").write_text(content)
-    (plots / "plots/binary_history.csv").write_bytes(bytes(range(256)))
+    (plots / "plots/vgg3_augmentation_history.csv").write_bytes(bytes(range(256)))
     done = run("plots/compare.py", cwd=plots)
     assert done.returncode == 0, done.stderr
-    assert read_table(done.stdout) == [
-        ["my_own (reference)", "2", "90.000", "90.000", "2", "-"],
-        ["baseline_vgg1", "3", "65.000", "70.000", "2", "72.331"],
-        ["baseline_vgg1 (reference)", "1", "50.000", "50.000", "1", "72.331"],
+    assert read_table(done.stdout) == [  # the seeds to the epoch that all have come to
+        ["baseline_vgg3", "test", "2", "80.0 ± 3.0 % (3 seeds)", "80.000", "(2)", "80.184"],
+        ["baseline_vgg1", "test", "3", "65.000 %", "70.000", "(2)", "72.331"],
+        ["baseline_vgg1 (reference)", "test", "1", "50.000 %", "50.000", "(1)", "72.331"],
     ]
     skipped = done.stderr.splitlines()
     assert len(skipped) == 6
-    for name in ("empty", "header", "text", "cut", "words", "binary"):
+    for name in ("baseline_vgg2", "vgg3_dropout", "vgg3_dropout_seed2", "vgg3_dropout_seed3",
+                 "vgg16_transfer", "vgg3_augmentation"):
         assert any(f"skipped plots/{name}_history.csv" in line for line in skipped)
     with Image.open(plots / "plots/comparison.png") as plot:
         assert plot.format == "PNG" and min(plot.size) >= 600
 
 
+def test_seeds_are_one_line_in_a_band(plots):
+    """The picture of three seeds has a band between the lowest and the highest, and one line."""
+    def count_pale(*names):
+        assert run("plots/compare.py", *names, cwd=plots).returncode == 0
+        with Image.open(plots / "plots/comparison.png") as plot:
+            pixels = np.asarray(plot.convert("RGB"), dtype=int)
+        band = np.array([31, 119, 180]) * 0.25 + 255 * 0.75  # tab:blue at a quarter
+        return (np.abs(pixels - band).max(axis=-1) < 8).sum()
+
+    assert count_pale("baseline_vgg3") > 20 * count_pale("plots/baseline_vgg3_history.csv")
+
+
 def test_compares_what_is_named(plots):
     shutil.copy(plots / "plots/baseline_vgg1_history.csv", plots / "elsewhere.csv")
-    done = run("plots/compare.py", "baseline_vgg1.py", "elsewhere.csv", cwd=plots)
+    # an epoch that was redone counts once, and so does what Keras writes on Windows
+    text = HEADER + "0,0.5,0.7,0.1,0.6\n0,0.5,0.7,0.55,0.6\n"
+    (plots / "plots/other_history.csv").write_bytes(text.replace("\n", "\r\r\n").encode())
+    done = run("plots/compare.py", "baseline_vgg1.py", "elsewhere.csv", "my_own", "other",
+               "more_experiments/small_data_cnn.py", cwd=plots)
     assert done.returncode == 0, done.stderr
-    assert [row[0] for row in read_table(done.stdout)] == [
-        "baseline_vgg1", "elsewhere", "baseline_vgg1 (reference)"]
-    for name in ("baseline_vgg2", "nothing.csv"):
+    assert [row[:4] for row in read_table(done.stdout)] == [
+        ["my_own (reference)", "test", "2", "90.000 %"],
+        ["small_data_cnn", "validation", "1", "70.000 %"],
+        ["baseline_vgg1", "test", "3", "65.000 %"], ["elsewhere", "test", "3", "65.000 %"],
+        ["other", "test", "1", "55.000 %"], ["baseline_vgg1 (reference)", "test", "1", "50.000 %"]]
+    for name in ("baseline_vgg2", "baseline_vgg", "nothing.csv"):
         done = run("plots/compare.py", "baseline_vgg1", name, cwd=plots)
         assert_refused((done.returncode, done.stdout, done.stderr), name)
     (plots / "empty").mkdir()
@@ -67,12 +98,21 @@ def test_compares_what_is_named(plots):
     assert_refused((done.returncode, done.stdout, done.stderr), "no history")
 
 
+def test_ends_quietly_where_nobody_reads_on(plots):
+    process = subprocess.Popen(command("plots/compare.py"), cwd=plots, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) == 0
+
+
 def test_reference_runs():
     """Each reference run is whole, and results.csv says of it what its history says."""
-    results = {row["script"]: row for row in read_rows(ROOT / "plots/reference/results.csv")}
-    assert set(results) == {path.stem.removesuffix("_history") for path in REFERENCE}
-    for script, result in results.items():
-        rows = read_rows(ROOT / f"plots/reference/{script}_history.csv")
+    results = {(row["script"], row["seed"]): row
+               for row in read_rows(ROOT / "plots/reference/results.csv")}
+    assert len(results) == len(REFERENCE)
+    for (script, seed), result in results.items():
+        name = script if seed == "1" else f"{script}_seed{seed}"
+        rows = read_rows(ROOT / f"plots/reference/{name}_history.csv")
         accuracies = [float(row["val_accuracy"]) * 100 for row in rows]
         (source,) = [*ROOT.glob(f"{script}.py"), *ROOT.glob(f"more_experiments/{script}.py")]
         assert f"\nEPOCHS = {len(rows)}\n" in source.read_text()
@@ -83,21 +123,24 @@ def test_reference_runs():
         for row in rows:  # nothing is cut off by the limits of the axes
             assert 0.4 <= min(float(row["accuracy"]), float(row["val_accuracy"]))
             assert max(float(row["loss"]), float(row["val_loss"])) <= 2
-        with Image.open(ROOT / f"plots/reference/{script}_plot.png") as plot:
+        with Image.open(ROOT / f"plots/reference/{name}_plot.png") as plot:
             plot.load()
 
 
 def test_readme_table():
     """README's accuracies are those of the reference runs, and it shows no other."""
     readme = (ROOT / "README.md").read_text()
-    results = {row["script"]: row for row in read_rows(ROOT / "plots/reference/results.csv")}
     rows = re.findall(r"^\| `(\w+)\.py` \|(.*)\|$", readme.split("## ")[0], re.MULTILINE)
     assert len(rows) == 6
     for script, row in rows:
-        *_, final, best = [cell.strip() for cell in row.split("|")]
-        if script in results:
-            result = results[script]
-            assert (final, best) == (result["final_test_accuracy"], result["best_test_accuracy"])
+        *_, ours, seeds = [cell.strip() for cell in row.split("|")]
+        finals = [float(read_rows(path)[-1]["val_accuracy"]) * 100 for path in REFERENCE
+                  if re.fullmatch(rf"{script}(_seed\d+)?_history", path.stem)]
+        if len(finals) > 1:
+            assert ours == f"{np.mean(finals):.1f} ± {np.ptp(finals) / 2:.1f}"
+        elif finals:
+            assert ours == f"{finals[0]:.1f}"
         else:
-            assert final.startswith("not measured"), script
+            assert ours == "not measured by us"
+        assert seeds == (str(len(finals)) if finals else "")
     assert (ROOT / "plots/reference/comparison.png").exists()
