@@ -19,7 +19,7 @@ try:
     import tensorflow as tf
     from keras import layers
     from rich.progress import track
-except KeyboardInterrupt:
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
 
 EPOCHS = 10
@@ -37,16 +37,17 @@ def define_model(weights):
     except Exception as error:  # noqa: BLE001, the download raises a bare one
         raise OSError(f"no weights {weights} (--weights takes a file): {error}") from None
     base.trainable = False
-    # VGG-16 was trained on BGR photos, less ImageNet's means: turned round, its kernel takes RGB.
+    # VGG-16 was trained on BGR photos: with its first kernel's channels reversed it takes RGB.
     kernel, bias = base.layers[1].get_weights()
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
+    # It was trained on photos less ImageNet's means, too.
     means = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
     vgg16 = keras.Sequential([keras.Input((224, 224, 3)), means, *base.layers[1:]])
     classifier = keras.Sequential([
         keras.Input((7, 7, 512)),
         layers.Flatten(),
         layers.Dense(128, activation="relu", kernel_initializer="he_uniform"),
-        layers.Dense(1, activation="sigmoid", dtype="float32"),
+        layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
     ])
     classifier.compile(optimizer=keras.optimizers.SGD(learning_rate=0.001, momentum=0.9),
                        loss="binary_crossentropy", metrics=["accuracy"])
@@ -77,9 +78,9 @@ def extract_features(vgg16, photos, shuffle):
         key.update(Path(path).read_bytes())
     file = Path(f"features/{key.hexdigest()}.float16")
     if not file.exists():
-        passed = (vgg16.predict_on_batch(batch) for batch, _ in track(photos, "through VGG-16"))
-        with open(f"{file}.part", "wb") as part:  # batch by batch: all at once would take 8 GB
-            part.writelines(features.astype(np.float16).tobytes() for features in passed)
+        batches = (vgg16.predict_on_batch(batch) for batch, _ in track(photos, "through VGG-16"))
+        with open(f"{file}.part", "wb") as part:  # one by one: all would take 8 GB of memory
+            part.writelines(batch.astype(np.float16).tobytes() for batch in batches)
         os.replace(f"{file}.part", file)
     features = np.fromfile(file, np.float16).reshape(-1, *vgg16.output_shape[1:])
     classes = np.array([[Path(path).parent.name == "dogs"] for path in photos.file_paths])
@@ -102,10 +103,11 @@ def run_test_harness():
     keras.config.set_dtype_policy(args.precision)
     photos = flow_from_directory(args.dataset)
     vgg16, model = define_model(args.weights)
+    # Both parts in one: when the classifier has been trained, so has its part of this network.
     whole = keras.Sequential([keras.Input((224, 224, 3)), *vgg16.layers, *model.layers])
     whole.summary()
-    model.fit(extract_features(vgg16, photos, shuffle=True), epochs=args.epochs, shuffle=False)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # HDF5 is an old format, but the tutorial's
+    model.fit(extract_features(vgg16, photos, shuffle=True), epochs=args.epochs)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras's advice against HDF5
     whole.save("final_model.new.h5")  # written whole before it takes the name
     os.replace("final_model.new.h5", "final_model.h5")
     print("final model: final_model.h5")
@@ -115,4 +117,4 @@ if __name__ == "__main__":
     try:
         run_test_harness()
     except (KeyboardInterrupt, OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"{sys.argv[0]}: {(str(error) or 'stopped').splitlines()[0]}")
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped'}")

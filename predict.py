@@ -14,7 +14,7 @@ try:
     from PIL import Image, ImageOps
     from rich.console import Console
     from rich.progress import Progress
-except KeyboardInterrupt:
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
 
 # What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
@@ -25,8 +25,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 def load_image(filename, size):
     """Return the photo as the experiments see it, float32 (1, height, width, 3), RGB, 0 to 255.
 
-    `size` is the network's (height, width). Raises OSError, ValueError or TensorFlow's OpError
-    where `filename` cannot be read, is not a photo, or is damaged.
+    `size` is the network's (height, width). Raises an exception of any sort where `filename`
+    cannot be read, is not a photo, or is damaged.
     """
     image = Image.open(filename, formats=FORMATS)
     image.load()
@@ -94,12 +94,13 @@ def main():
     with bar:
         for path in bar.track(photos, description="photos"):
             try:
-                dog = float(model.predict_on_batch(load_image(path, model.input_shape[1:3]))[0, 0])
-                print(f"{path}: {describe(dog)}")
-            except (OSError, ValueError, tf.errors.OpError) as error:
+                photo = load_image(path, model.input_shape[1:3])
+            except Exception as error:  # noqa: BLE001, decoders raise all sorts on damaged files
                 reason = getattr(error, "strerror", None) or error
                 print(f"{parser.prog}: {path}: {reason}", file=sys.stderr)
                 status = 1
+                continue
+            print(f"{path}: {describe(float(model.predict_on_batch(photo)[0, 0]))}")
     return status
 
 

@@ -26,7 +26,7 @@ try:
     from matplotlib.figure import Figure
     from PIL import Image, ImageOps
     from rich.progress import track
-except KeyboardInterrupt:
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
 
 # Microsoft's copy of the photos: the same as Kaggle's, numbered anew.
@@ -169,7 +169,8 @@ def main():
         split = "test" if random.random() < 0.25 else "train"
         photos[args.output / split / f"{label}s" / f"{label}.{number}.jpg"] = read
     # A photo of another source would mix with these, and test photos get into training.
-    if strangers := {p for p in args.output.rglob("*") if p.suffix in SUFFIXES} - set(photos):
+    if strangers := {path for path in args.output.rglob("*")
+                     if path.suffix.lower() in SUFFIXES} - set(photos):
         raise ValueError(f"{min(strangers)} is not one of these photos: delete {args.output} or "
                          "name another folder with --output")
     copied = copy_photos(photos)

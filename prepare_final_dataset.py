@@ -24,7 +24,7 @@ try:
     import tensorflow as tf
     from PIL import Image, ImageOps
     from rich.progress import track
-except KeyboardInterrupt:
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
 
 # Microsoft's copy of the photos: the same as Kaggle's, numbered anew.
@@ -154,7 +154,8 @@ def main():
     for (label, number), read in list_photos(args.source).items():
         photos[args.output / f"{label}s" / f"{label}.{number}.jpg"] = read
     # A photo of another source would mix with these.
-    if strangers := {p for p in args.output.rglob("*") if p.suffix in SUFFIXES} - set(photos):
+    if strangers := {path for path in args.output.rglob("*")
+                     if path.suffix.lower() in SUFFIXES} - set(photos):
         raise ValueError(f"{min(strangers)} is not one of these photos: delete {args.output} or "
                          "name another folder with --output")
     copied = copy_photos(photos)

@@ -22,7 +22,7 @@ try:
     from keras import layers
     from matplotlib.figure import Figure
     from rich.progress import track
-except KeyboardInterrupt:
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
 
 EPOCHS = 10
@@ -40,16 +40,17 @@ def define_model(weights):
     except Exception as error:  # noqa: BLE001, the download raises a bare one
         raise OSError(f"no weights {weights} (--weights takes a file): {error}") from None
     base.trainable = False
-    # VGG-16 was trained on BGR photos, less ImageNet's means: turned round, its kernel takes RGB.
+    # VGG-16 was trained on BGR photos: with its first kernel's channels reversed it takes RGB.
     kernel, bias = base.layers[1].get_weights()
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
+    # It was trained on photos less ImageNet's means, too.
     means = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
     vgg16 = keras.Sequential([keras.Input((224, 224, 3)), means, *base.layers[1:]])
     classifier = keras.Sequential([
         keras.Input((7, 7, 512)),
         layers.Flatten(),
         layers.Dense(128, activation="relu", kernel_initializer="he_uniform"),
-        layers.Dense(1, activation="sigmoid", dtype="float32"),
+        layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
     ])
     classifier.compile(optimizer=keras.optimizers.SGD(learning_rate=0.001, momentum=0.9),
                        loss="binary_crossentropy", metrics=["accuracy"])
@@ -80,9 +81,9 @@ def extract_features(vgg16, photos, shuffle):
         key.update(Path(path).read_bytes())
     file = Path(f"features/{key.hexdigest()}.float16")
     if not file.exists():
-        passed = (vgg16.predict_on_batch(batch) for batch, _ in track(photos, "through VGG-16"))
-        with open(f"{file}.part", "wb") as part:  # batch by batch: all at once would take 8 GB
-            part.writelines(features.astype(np.float16).tobytes() for features in passed)
+        batches = (vgg16.predict_on_batch(batch) for batch, _ in track(photos, "through VGG-16"))
+        with open(f"{file}.part", "wb") as part:  # one by one: all would take 8 GB of memory
+            part.writelines(batch.astype(np.float16).tobytes() for batch in batches)
         os.replace(f"{file}.part", file)
     features = np.fromfile(file, np.float16).reshape(-1, *vgg16.output_shape[1:])
     classes = np.array([[Path(path).parent.name == "dogs"] for path in photos.file_paths])
@@ -93,7 +94,7 @@ def extract_features(vgg16, photos, shuffle):
 
 def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
-    with open(f"plots/{name}_history.csv") as file:  # of an epoch that was redone, the last row
+    with open(f"plots/{name}_history.csv") as file:  # the last row of an epoch counts
         rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
     figure = Figure(figsize=(8, 8), layout="constrained")
     limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
@@ -120,19 +121,20 @@ def run_test_harness():
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models", "features"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # and then with other random numbers than at first
+    resume = args.resume and backup.exists()  # a resumed run must not shuffle as its first did
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_photos = flow_from_directory(args.dataset / "train")
     test_photos = flow_from_directory(args.dataset / "test")
     vgg16, model = define_model(args.weights)
+    # Both parts in one: when the classifier has been trained, so has its part of this network.
     whole = keras.Sequential([keras.Input((224, 224, 3)), *vgg16.layers, *model.layers])
     whole.summary()
     train_it = extract_features(vgg16, train_photos, shuffle=True)
     test_it = extract_features(vgg16, test_photos, shuffle=False)
     if backup.exists() and not resume:
         shutil.rmtree(backup)
-    model.fit(train_it, validation_data=test_it, epochs=args.epochs, shuffle=False, callbacks=[
+    model.fit(train_it, validation_data=test_it, epochs=args.epochs, callbacks=[
         keras.callbacks.CSVLogger(history, append=resume),
         keras.callbacks.BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
     print(f"> {model.evaluate(test_it, verbose=0, return_dict=True)['accuracy'] * 100:.3f}")
@@ -144,4 +146,4 @@ if __name__ == "__main__":
     try:
         run_test_harness()
     except (KeyboardInterrupt, OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"{sys.argv[0]}: {(str(error) or 'stopped; --resume goes on').splitlines()[0]}")
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped; --resume goes on'}")

@@ -1,6 +1,6 @@
 """Three VGG blocks with augmentation: random shifts of up to 10 % and horizontal flips.
 
-Augmentation is active in training only: the network never sees the same photo twice.
+Active in training only: the network never sees the same version of a photo twice.
 Published test accuracy: 85.816 % after 50 epochs (Jason Brownlee, 2019; README has the link).
 """
 
@@ -18,7 +18,7 @@ try:
     import tensorflow as tf
     from keras import layers
     from matplotlib.figure import Figure
-except KeyboardInterrupt:
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
 
 EPOCHS = 50
@@ -44,7 +44,7 @@ def define_model():
         # classifier
         layers.Flatten(),
         layers.Dense(128, activation="relu", kernel_initializer="he_uniform"),
-        layers.Dense(1, activation="sigmoid", dtype="float32"),
+        layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
     ])
     model.compile(optimizer=keras.optimizers.SGD(learning_rate=0.001, momentum=0.9),
                   loss="binary_crossentropy", metrics=["accuracy"])
@@ -54,8 +54,8 @@ def define_model():
 def flow_from_directory(directory, shuffle):
     """Return the iterator over `directory`/cats (class 0) and `directory`/dogs (class 1).
 
-    Batches of 64: uint8 photos (n, 200, 200, 3), 0 to 255, decoded once and kept in memory, and
-    float32 classes (n, 1). Raises FileNotFoundError where a class has no photos.
+    Batches of 64: uint8 photos (n, 200, 200, 3), 0 to 255, decoded once and kept in memory (120 kB
+    each), and float32 classes (n, 1). Raises FileNotFoundError where a class has no photos.
     """
     if not all(any(directory.glob(f"{label}/*.jpg")) for label in ("cats", "dogs")):
         raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
@@ -68,7 +68,7 @@ def flow_from_directory(directory, shuffle):
 
 def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
-    with open(f"plots/{name}_history.csv") as file:  # of an epoch that was redone, the last row
+    with open(f"plots/{name}_history.csv") as file:  # the last row of an epoch counts
         rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
     figure = Figure(figsize=(8, 8), layout="constrained")
     limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
@@ -94,7 +94,7 @@ def run_test_harness():
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # and then with other random numbers than at first
+    resume = args.resume and backup.exists()  # a resumed run must not shuffle as its first did
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
@@ -103,7 +103,7 @@ def run_test_harness():
     model.summary()
     if backup.exists() and not resume:
         shutil.rmtree(backup)
-    model.fit(train_it, validation_data=test_it, epochs=args.epochs, shuffle=False, callbacks=[
+    model.fit(train_it, validation_data=test_it, epochs=args.epochs, callbacks=[
         keras.callbacks.CSVLogger(history, append=resume),
         keras.callbacks.BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
     print(f"> {model.evaluate(test_it, verbose=0, return_dict=True)['accuracy'] * 100:.3f}")
@@ -112,8 +112,8 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, of a backup that another network has left
+    warnings.simplefilter("ignore")  # Keras's, as of a backup that another network has left
     try:
         run_test_harness()
     except (KeyboardInterrupt, OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"{sys.argv[0]}: {(str(error) or 'stopped; --resume goes on').splitlines()[0]}")
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped; --resume goes on'}")
