@@ -151,7 +151,7 @@ def plot_photos(paths, filename):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     origin = parser.add_mutually_exclusive_group()
-    origin.add_argument("source", nargs="?", type=Path, default="train", metavar="SOURCE",
+    origin.add_argument("source", nargs="?", type=Path, default=Path("train"), metavar="SOURCE",
                         help="Kaggle's train/, train.zip or dogs-vs-cats.zip, or Microsoft's "
                              "PetImages/ or kagglecatsanddogs_5340.zip (train)")
     origin.add_argument("--download", action="store_true", help="get Microsoft's copy, 825 MB")
