@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_refused, command, run
+from conftest import ROOT, assert_refused, command, run, run_several
 from PIL import Image
 
 HEADER = "epoch,accuracy,loss,val_accuracy,val_loss\n"
@@ -90,9 +90,11 @@ def test_compares_what_is_named(plots):
         ["small_data_cnn", "validation", "1", "70.000 %"],
         ["baseline_vgg1", "test", "3", "65.000 %"], ["elsewhere", "test", "3", "65.000 %"],
         ["other", "test", "1", "55.000 %"], ["baseline_vgg1 (reference)", "test", "1", "50.000 %"]]
-    for name in ("baseline_vgg2", "baseline_vgg", "nothing.csv"):
-        done = run("plots/compare.py", "baseline_vgg1", name, cwd=plots)
-        assert_refused((done.returncode, done.stdout, done.stderr), name)
+    names = ("baseline_vgg2", "baseline_vgg", "nothing.csv")
+    results = run_several(*(("plots/compare.py", "baseline_vgg1", name) for name in names),
+                          cwd=plots)
+    for result, name in zip(results, names, strict=True):
+        assert_refused(result, name)
     (plots / "empty").mkdir()
     done = run("plots/compare.py", cwd=plots / "empty")
     assert_refused((done.returncode, done.stdout, done.stderr), "no history")

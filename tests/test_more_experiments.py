@@ -136,6 +136,7 @@ def test_fine_tuning_trains_block5_only(keras, trained):
     assert len(list((folder / "features").iterdir())) == 3
 
 
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 def test_in_memory_outputs(keras, trained):
     folder, results = trained
     out = results["small_vgg_in_memory"][1]

@@ -61,11 +61,6 @@ def test_transfer(few, weights, tmp_path):
     assert abs(loss - float(rows[-1]["val_loss"])) < 1e-3  # float16 features
 
     # More epochs, and the same weights in the other layout: the features are there already.
-    done = run("vgg16_transfer.py", "--weights", weights[0], "--epochs", "3", "--resume",
-               cwd=tmp_path)
-    assert done.returncode == 0 and "Epoch 3/3" in done.stdout and "Epoch 2/3" not in done.stdout
-    assert features() == first
-
     # Another precision, other weights, another photo: features of their own. So has who edits the
     # preprocessing or the input size.
     with h5py.File(weights[1]) as old, h5py.File(tmp_path / "other_notop.h5", "w") as new:
@@ -82,12 +77,14 @@ def test_transfer(few, weights, tmp_path):
         assert edited != text
         (tmp_path / f"{name}.py").write_text(edited)
     common = ("--epochs", "1", "--weights")
-    results = run_several(
+    resumed, *results = run_several(
+        ("vgg16_transfer.py", "--epochs", "3", "--resume", "--weights", weights[0]),
         ("vgg16_transfer.py", *common, weights[0], "--precision", "mixed_bfloat16"),
         ("vgg16_transfer.py", *common, "other_notop.h5"),
         ("vgg16_transfer.py", *common, weights[0], "--dataset", "other_photo"),
         *((tmp_path / f"{name}.py", *common, weights[0]) for name in edits), cwd=tmp_path)
     assert [(code, err) for code, _, err in results] == [(0, "")] * 6
+    assert "Epoch 3/3" in resumed[1] and "Epoch 2/3" not in resumed[1]
     assert len(features()) == 2 + 2 + 2 + 1 + 2 * 3  # the other photo is one of the test split
     assert {name: time for name, time in features().items() if name in first} == first
 
@@ -126,13 +123,16 @@ def test_bad_weights(final, weights, tmp_path):
     cases = [("--weights", name) for name in
              ("nowhere.h5", "text.weights.h5", "cut.weights.h5", "other.weights.h5")]
     offline = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path / "keras")}
-    for script, tree in (("vgg16_transfer.py", "split"), ("finalize_model.py", dataset)):
-        results = run_several(*((script, "--dataset", tree, *case) for case in [(), *cases]),
-                              (script,), cwd=tmp_path, env=offline)
-        for result, case in zip(results, [("imagenet",), *cases], strict=False):
-            assert_refused(result, "no weights", *case, "--weights")
-        assert "tf_kernels_notop.h5" in results[0][2]  # where they are to be had
-        assert_refused(results[-1], "dogs_vs_cats", "prepare_")
+    *results, nothing, final_weights, final_nothing = run_several(
+        *(("vgg16_transfer.py", "--dataset", "split", *case) for case in [(), *cases]),
+        ("vgg16_transfer.py",), ("finalize_model.py", "--dataset", dataset, *cases[0]),
+        ("finalize_model.py",), cwd=tmp_path, env=offline)
+    for result, case in zip(results, [("imagenet",), *cases], strict=True):
+        assert_refused(result, "no weights", *case, "--weights")
+    assert "tf_kernels_notop.h5" in results[0][2]  # where they are to be had
+    assert_refused(nothing, "dataset_dogs_vs_cats", "prepare_dataset.py")
+    assert_refused(final_weights, "no weights", *cases[0])
+    assert_refused(final_nothing, "finalize_dogs_vs_cats", "prepare_final_dataset.py")
     assert not (tmp_path / "final_model.h5").exists()
 
 
@@ -213,8 +213,8 @@ def test_predict_chooses_the_model_and_says_when_it_is_unsure(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"{photo}: dog (99.87 %)\n")
     assert done.stderr == "model: models/reference/best.keras\n"
     constant_model(0.03, 40).save(tmp_path / "final_model.h5")
-    done = run("predict.py", photo, cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{photo}: cat (97.00 %)\n", "")
+    (final,) = run_several(("predict.py", photo), cwd=tmp_path)
+    assert final == [0, f"{photo}: cat (97.00 %)\n", ""]
 
 
 @pytest.mark.parametrize(("name", "size"), [("vgg16_transfer", 224), ("baseline_vgg1", 200)])
