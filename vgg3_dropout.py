@@ -3,7 +3,6 @@
 Dropout slows learning down and delays overfitting, hence more epochs than the baselines have.
 Published test accuracy: 81.279 % after 50 epochs (Jason Brownlee, 2019; README has the link).
 """
-
 import argparse
 import csv
 import os
@@ -20,7 +19,6 @@ try:
     from matplotlib.figure import Figure
 except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
-
 EPOCHS = 50
 
 
@@ -102,6 +100,8 @@ def run_test_harness():
     test_it = flow_from_directory(args.dataset / "test", shuffle=False)
     model = define_model()
     model.summary()
+    if shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 would crash
+        raise OSError("no room on the disk for two backups of the network")
     if backup.exists() and not resume:
         shutil.rmtree(backup)
     model.fit(train_it, validation_data=test_it, epochs=args.epochs, callbacks=[
