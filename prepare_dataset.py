@@ -157,6 +157,8 @@ def main():
     origin.add_argument("--download", action="store_true", help="get Microsoft's copy, 825 MB")
     parser.add_argument("--output", type=Path, default="dataset_dogs_vs_cats",
                         help="the folder to build (%(default)s)")
+    parser.add_argument("--test-ratio", type=float, default=0.25,
+                        help="share of the photos to test on (%(default)s)")
     args = parser.parse_args()
     if args.download:
         args.source = download_photos()
@@ -166,7 +168,7 @@ def main():
     photos = {}
     random.seed(1)
     for (label, number), read in list_photos(args.source).items():
-        split = "test" if random.random() < 0.25 else "train"
+        split = "test" if random.random() < args.test_ratio else "train"
         photos[args.output / split / f"{label}s" / f"{label}.{number}.jpg"] = read
     # A photo of another source would mix with these, and test photos get into training.
     if strangers := {path for path in args.output.rglob("*")

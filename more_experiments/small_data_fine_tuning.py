@@ -7,181 +7,134 @@ Published validation accuracy: 95 %, with 2,000 photos to train on and 1,000 to 
 Chinese", chapter 6, which announces it; the recipe is that of Francois Chollet, "Deep Learning with
 Python", 2017, section 5.3).
 """
-
 import argparse
+import csv
 import os
 import shutil
-import signal
-import zlib
+import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-
-import keras
-import numpy as np
-import tensorflow as tf
-from keras import layers
-from keras.applications.vgg16 import preprocess_input
-from matplotlib.figure import Figure
-
-NAME = Path(__file__).stem
+try:
+    import keras
+    import tensorflow as tf
+    from keras import layers
+    from matplotlib.figure import Figure
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+    sys.exit("stopped")
 EPOCHS = 100
-STEPS = 100
+STEPS = 100  # batches in an epoch
 BATCH_SIZE = 20
 
 
 def define_model(file):
-    """Return the compiled network of small_data_features.py, its first four blocks frozen.
+    """Return the compiled network: photos (n, 150, 150, 3), 0 to 255, in; P(dog) (n, 1) out.
 
-    Prepared photos (n, 150, 150, 3) in, P(dog) (n, 1) out. Raises FileNotFoundError where there is
-    no `file`, and OSError where it holds something else.
+    `file` is the model of small_data_features.py. Raises an OSError where there is none, and a
+    ValueError where it holds another network.
     """
-    if not Path(file).exists():
-        raise FileNotFoundError(
-            f"there is no {file}: run more_experiments/small_data_features.py first")
-    try:
-        model = keras.models.load_model(file, compile=False, safe_mode=True)
-        model.get_layer("block5_conv1")
-    except Exception as error:  # noqa: BLE001, every sort, from zip files to Keras
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise OSError(f"{file} is not the model of small_data_features.py: {reason}") from None
-    for layer in model.layers:
-        layer.trainable = not layer.name.startswith(("block1", "block2", "block3", "block4"))
-    optimizer = keras.optimizers.RMSprop(learning_rate=1e-5)
-    model.compile(optimizer=optimizer, loss="binary_crossentropy", metrics=["accuracy"])
+    vgg16 = keras.applications.VGG16(include_top=False, weights=None)
+    trained = keras.Sequential([
+        keras.Input((150, 150, 3)),
+        layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32"),  # its means
+        *vgg16.layers[1:],
+        layers.Flatten(),
+        layers.Dense(256, activation="relu"),
+        layers.Dropout(0.5),
+        layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
+    ])
+    trained.load_weights(file)
+    for layer in vgg16.layers:  # the first blocks see edges and textures, as any photo has them
+        layer.trainable = layer.name.startswith("block5")
+    model = keras.Sequential([
+        keras.Input((150, 150, 3)),
+        # augmentation, in training only; the chapter's shear of 0.2 is in radians, nearly 20 %
+        layers.RandomRotation(40 / 360, fill_mode="nearest"),
+        layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"),
+        layers.RandomShear((0, 0.2), fill_mode="nearest"),  # Keras can't load a single number
+        layers.RandomZoom(0.2, 0.2, fill_mode="nearest"),
+        layers.RandomFlip("horizontal"),
+        *trained.layers,
+    ])
+    model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-5),
+                  loss="binary_crossentropy", metrics=["accuracy"])
     return model
 
 
-def flow_from_directory(directory, shuffle=False):
+def flow_from_directory(directory, shuffle):
     """Return the iterator over `directory`/cats (class 0) and `directory`/dogs (class 1).
 
-    Yields batches of BATCH_SIZE: prepared photos, float32 (n, 150, 150, 3), and classes (n, 1).
-    Each photo is read and decoded once, then kept in memory (68 kB apiece); with `shuffle`
-    they come without end, augmented, in an order drawn anew each time.
-    Raises FileNotFoundError where there are no photos.
+    Batches of BATCH_SIZE: uint8 photos (n, 150, 150, 3), 0 to 255, decoded once and kept in memory
+    (68 kB each), and float32 classes (n, 1). With `shuffle` they come without end, in another order
+    each time. Raises FileNotFoundError where a class has no photos.
     """
-    for label in ("cats", "dogs"):
-        if not any((directory / label).glob("*.jpg")):
-            raise FileNotFoundError(
-                f"no photos in {directory / label}: run more_experiments/prepare_small_dataset.py")
+    if not all(any(directory.glob(f"{label}/*.jpg")) for label in ("cats", "dogs")):
+        raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_small_dataset.py")
     photos = keras.utils.image_dataset_from_directory(
-        directory, class_names=["cats", "dogs"], label_mode="binary",
-        image_size=(150, 150), batch_size=None, shuffle=False,
-    )
-    count = len(photos)
+        directory, label_mode="binary", image_size=(150, 150), batch_size=None, shuffle=False)
     photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label)).cache()
-    if shuffle:
-        augment = keras.Sequential([
-            layers.RandomRotation(40 / 360, fill_mode="nearest", dtype="float32"),
-            layers.RandomTranslation(0.2, 0.2, fill_mode="nearest", dtype="float32"),
-            layers.RandomShear((0, 0.2), fill_mode="nearest", dtype="float32"),
-            layers.RandomZoom(0.2, 0.2, fill_mode="nearest", dtype="float32"),
-            layers.RandomFlip("horizontal", dtype="float32"),
-        ])
-        photos = photos.shuffle(count).repeat().batch(BATCH_SIZE)
-        photos = photos.map(lambda x, label: (augment(x, training=True), label))
-    else:
-        photos = photos.batch(BATCH_SIZE)
-    photos = photos.map(lambda x, label: (preprocess_input(tf.cast(x, tf.float32)), label))
-    return photos.prefetch(tf.data.AUTOTUNE)
+    photos = photos.shuffle(len(photos)).repeat() if shuffle else photos
+    return photos.batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
 
 
-def summarize_diagnostics(history):
-    """Draw the learning curves of `history`, a CSVLogger file, into plots/<script>_plot.png."""
-    rows = np.atleast_1d(np.genfromtxt(history, delimiter=",", names=True))
+def summarize_diagnostics(name):
+    """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
+    with open(f"plots/{name}_history.csv") as file:  # the last row of an epoch counts
+        rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
     figure = Figure(figsize=(8, 8), layout="constrained")
-    loss, accuracy = figure.subplots(2)
-    # The limits are the same in every script, so that two pictures can be compared by eye.
-    loss.set(title="Cross-Entropy Loss", ylim=(0, 2))
-    accuracy.set(title="Classification Accuracy", ylim=(0.4, 1))
-    epochs = rows["epoch"] + 1
-    for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(epochs, rows[metric], ".-", color="blue", label="train")
-        axes.plot(epochs, rows[f"val_{metric}"], ".-", color="orange", label="validation")
-        axes.set(xlabel="epoch", xlim=(0, max(50, len(rows))))
-        axes.grid(alpha=0.3)
+    limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
+    for axes, (metric, ylim) in zip(figure.subplots(2), limits.items(), strict=True):
+        for key, color, label in ((metric, "blue", "train"),
+                                  (f"val_{metric}", "orange", "validation")):
+            axes.plot([*rows], [float(r[key]) for r in rows.values()], ".-", c=color, label=label)
+        axes.set(title=f"{name}: {metric}", xlabel="epoch", xlim=(0, len(rows) + 1), ylim=ylim)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
-    figure.suptitle(NAME)
-    figure.savefig(f"plots/{NAME}_plot.new.png")  # written whole before it takes the name
-    os.replace(f"plots/{NAME}_plot.new.png", f"plots/{NAME}_plot.png")
-    print(f"learning curves: plots/{NAME}_plot.png, drawn from {history}")
+    figure.savefig(f"plots/{name}_plot.png")
 
 
 def run_test_harness():
-    """Train, print the accuracy on the test split in per cent, save curves and model."""
+    """Train, print the accuracies in per cent, save learning curves and model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line
-    parser.add_argument("--dataset", type=Path, default="cats_and_dogs_small",
-                        help="the folder of prepare_small_dataset.py (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS,
-                        help="batches in an epoch (%(default)s)")
-    parser.add_argument("--precision", choices=["float32", "mixed_bfloat16", "mixed_float16"],
-                        default="float32", help="dtype policy; float16 needs a GPU (%(default)s)")
-    parser.add_argument("--model", type=Path, default="small_data_features.keras",
-                        help="what small_data_features.py has saved (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
+    parser.add_argument("--dataset", type=Path, default="cats_and_dogs_small")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--steps", type=int, default=STEPS, help="batches in an epoch")
+    parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
+    parser.add_argument("--model", default="models/small_data_features.keras")
+    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
+    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
     args = parser.parse_args()
-    if min(args.epochs, args.steps) < 1 or not 0 <= args.seed < 2**32:
-        parser.error("--epochs and --steps must be 1 or more, --seed from 0 to 4294967295")
-
-    def stop(*_):  # at once, since HDF5's clean-up would swallow a KeyboardInterrupt
-        os.write(2, f"\n{parser.prog}: stopped; the same command continues this run\n".encode())
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, stop)
-    keras.utils.set_random_seed(args.seed)
+    name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
+    history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
+    for folder in ("plots", "models"):
+        os.makedirs(folder, exist_ok=True)
+    resume = args.resume and backup.exists()  # a resumed run must not shuffle as its first did
+    keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
-    try:
-        train_it = flow_from_directory(args.dataset / "train", shuffle=True)
-        validation_it = flow_from_directory(args.dataset / "validation")
-        test_it = flow_from_directory(args.dataset / "test")
-        model = define_model(args.model)
-        # A run that was stopped goes on with the same command, network and photos, no others.
-        photos = sorted((str(p), p.stat().st_size) for p in args.dataset.glob("*/*/*.jpg"))
-        key = zlib.crc32(f"{args} {model.to_json()} {photos}".encode())
-        backup = Path(f"plots/backup/{NAME}_{key:08x}")
-        backup.mkdir(parents=True, exist_ok=True)
-        history = Path(f"plots/{NAME}_history.csv")
-
-        def save_whole(filepath, **options):  # a kill in the middle leaves the backup before
-            if shutil.disk_usage(backup).free < 9 * model.count_params():  # HDF5 would crash
-                raise OSError(f"no room on the disk for the backup in {backup}")
-            keras.Model.save_weights(model, f"{backup}/new.weights.h5", **options)
-            os.replace(f"{backup}/new.weights.h5", filepath)
-            shutil.copy(history, backup)
-
-        def drop_other_rows(epoch, logs):  # of an earlier run, or of an epoch that is redone
-            lines = history.read_text().splitlines(keepends=True)
-            history.write_text("".join(lines[: epoch + 1]))
-
-        if (backup / history.name).exists():
-            shutil.copy(backup / history.name, history)
-            # Else the random numbers of the first epochs would come once more.
-            keras.utils.set_random_seed(zlib.crc32(history.read_bytes()))
-            model = define_model(args.model)
-            train_it = flow_from_directory(args.dataset / "train", shuffle=True)
-        model.save_weights = save_whole
-        model.fit(
-            train_it, validation_data=validation_it, epochs=args.epochs, steps_per_epoch=args.steps,
-            shuffle=False, callbacks=[
-                keras.callbacks.LambdaCallback(on_epoch_begin=drop_other_rows),
-                keras.callbacks.CSVLogger(history, append=True),
-                keras.callbacks.BackupAndRestore(backup),
-            ])
-        _, accuracy = model.evaluate(test_it, verbose=0)
-        print(f"> {accuracy * 100:.3f}")
-        summarize_diagnostics(history)
-        model.save(f"{NAME}.part.keras")
-        os.replace(f"{NAME}.part.keras", f"{NAME}.keras")
-        print(f"model: {NAME}.keras")
-    except tf.errors.InvalidArgumentError:
-        parser.error(f"a photo in {args.dataset} is damaged: prepare_small_dataset.py mends it")
-    except tf.errors.ResourceExhaustedError:
-        parser.error("out of memory: a smaller BATCH_SIZE needs less")
-    except OSError as error:
-        parser.error(" ".join(str(error).split()))
+    train_it = flow_from_directory(args.dataset / "train", shuffle=True)
+    validation_it = flow_from_directory(args.dataset / "validation", shuffle=False)
+    test_it = flow_from_directory(args.dataset / "test", shuffle=False)
+    model = define_model(args.model)
+    model.summary()
+    if shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 would crash
+        raise OSError("no room on the disk for two backups of the network")
+    if backup.exists() and not resume:
+        shutil.rmtree(backup)
+    model.fit(train_it, steps_per_epoch=args.steps, validation_data=validation_it,
+              epochs=args.epochs, callbacks=[
+        keras.callbacks.CSVLogger(history, append=resume),
+        keras.callbacks.BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
+    for split, iterator in (("validation", validation_it), ("test", test_it)):
+        accuracy = model.evaluate(iterator, verbose=0, return_dict=True)["accuracy"]
+        print(f"> {accuracy * 100:.3f} ({split})")
+    summarize_diagnostics(name)
+    model.save(f"models/{name}.keras")
 
 
 if __name__ == "__main__":
-    run_test_harness()
+    warnings.simplefilter("ignore")  # Keras's, as of a backup that another network has left
+    try:
+        run_test_harness()
+    except (KeyboardInterrupt, OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped; --resume goes on'}")
