@@ -53,7 +53,8 @@ def define_model():
         layers.Dense(512, activation="relu"),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
     ])
-    model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-4),
+    # The tutorial's Keras added 1e-7 to the root, Keras 3 adds epsilon to what is below it.
+    model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-4, epsilon=1e-14),
                   loss="binary_crossentropy", metrics=["accuracy"])
     return model
 

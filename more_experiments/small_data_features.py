@@ -49,7 +49,8 @@ def define_model(weights):
         layers.Dropout(0.5),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
     ])
-    classifier.compile(optimizer=keras.optimizers.RMSprop(learning_rate=2e-5),
+    # The tutorial's Keras added 1e-7 to the root, Keras 3 adds epsilon to what is below it.
+    classifier.compile(optimizer=keras.optimizers.RMSprop(learning_rate=2e-5, epsilon=1e-14),
                        loss="binary_crossentropy", metrics=["accuracy"])
     return vgg16, classifier
 

@@ -34,6 +34,8 @@ def define_model(file):
     `file` is the model of small_data_features.py. Raises an OSError where there is none, and a
     ValueError where it holds another network.
     """
+    if not Path(file).exists():
+        raise FileNotFoundError(f"there is no {file}: run small_data_features.py first")
     vgg16 = keras.applications.VGG16(include_top=False, weights=None)
     trained = keras.Sequential([
         keras.Input((150, 150, 3)),
@@ -57,7 +59,8 @@ def define_model(file):
         layers.RandomFlip("horizontal"),
         *trained.layers,
     ])
-    model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-5),
+    # The tutorial's Keras added 1e-7 to the root, Keras 3 adds epsilon to what is below it.
+    model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-5, epsilon=1e-14),
                   loss="binary_crossentropy", metrics=["accuracy"])
     return model
 
