@@ -31,11 +31,8 @@ BATCH_SIZE = 20
 def define_model(file):
     """Return the compiled network: photos (n, 150, 150, 3), 0 to 255, in; P(dog) (n, 1) out.
 
-    `file` is the model of small_data_features.py. Raises an OSError where there is none, and a
-    ValueError where it holds another network.
+    `file` is the model of small_data_features.py. Raises OSError where it is not.
     """
-    if not Path(file).exists():
-        raise FileNotFoundError(f"there is no {file}: run small_data_features.py first")
     vgg16 = keras.applications.VGG16(include_top=False, weights=None)
     trained = keras.Sequential([
         keras.Input((150, 150, 3)),
@@ -46,7 +43,10 @@ def define_model(file):
         layers.Dropout(0.5),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
     ])
-    trained.load_weights(file)
+    try:
+        trained.load_weights(file)
+    except Exception as error:  # noqa: BLE001, every sort, from zip files to Keras
+        raise OSError(f"no model of small_data_features.py in {file}: {error}") from None
     for layer in vgg16.layers:  # the first blocks see edges and textures, as any photo has them
         layer.trainable = layer.name.startswith("block5")
     model = keras.Sequential([

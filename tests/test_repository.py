@@ -94,7 +94,10 @@ def count_plumbing(tree):
 
 
 @pytest.mark.parametrize(("name", "most"), [*((name, 120) for name in FAMILY),
-                                            ("vgg16_transfer", 150), ("finalize_model", 150)])
+                                            ("vgg16_transfer", 150), ("finalize_model", 150),
+                                            *((f"more_experiments/{name}", 150) for name in MORE
+                                              if "EPOCHS" in (ROOT / f"more_experiments/{name}.py"
+                                                              ).read_text())])
 def test_the_lesson_is_the_larger_part(name, most):
     text = (ROOT / f"{name}.py").read_text()
     tree = ast.parse(text)
@@ -114,7 +117,9 @@ def test_the_lesson_is_the_larger_part(name, most):
     ("baseline_vgg3", "vgg16_transfer", 110), ("vgg16_transfer", "finalize_model", 70),
     ("prepare_dataset", "prepare_final_dataset", 40),
     ("more_experiments/small_data_cnn", "more_experiments/small_data_augmentation", 26),
-    ("more_experiments/small_data_cnn", "more_experiments/five_conv_300", 80),
+    ("more_experiments/small_data_cnn", "more_experiments/five_conv_300", 70),
+    ("baseline_vgg3", "more_experiments/small_cnn_32", 60),
+    ("vgg16_transfer", "more_experiments/small_data_features", 80),
 ])
 def test_neighbours_differ_little(first, second, most):
     assert 0 < count_changes(first, second) <= most
