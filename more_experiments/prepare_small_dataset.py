@@ -67,8 +67,8 @@ def main():
     for path in sorted(args.output.rglob("*")):
         if path.suffix.lower() in SUFFIXES and not (
                 path in copies and filecmp.cmp(path, copies[path], shallow=False)):
-            raise ValueError(f"{path} is not one of these photos: delete {args.output} or name "
-                             "another folder with --output")
+            raise ValueError(f"{path} is not one of these photos: name another folder with "
+                             f"--output, or delete {args.output}")
     for path, photo in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
