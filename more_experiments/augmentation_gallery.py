@@ -110,7 +110,7 @@ def plot_photos(name, title, photos, labels):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photo", nargs="?", type=Path, default="sample/train/cat.0.jpg",
+    parser.add_argument("photo", nargs="?", type=Path, default="sample/train/cat.4.jpg",
                         metavar="PHOTO", help="to vary (%(default)s)")
     parser.add_argument("--limit", type=int, default=500, help="photos of its folder to compute "
                         "mean, deviation and ZCA from (%(default)s)")
@@ -118,6 +118,8 @@ def main():
                         help="write the variants there, too, as aug_<method>_<number>.png")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
     args = parser.parse_args()
+    if not args.photo.is_file():
+        raise FileNotFoundError(f"there is no photo {args.photo}")
     keras.utils.set_random_seed(args.seed)
     photos, names = load_photos(args.photo, args.limit)
     for folder in filter(None, (Path("plots"), args.save_to)):
