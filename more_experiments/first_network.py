@@ -41,6 +41,7 @@ def main():
 
     print("\nfit: five passes over 1,000 samples, a step after each 32 of them")
     model.fit(x_train, y_train, epochs=5, batch_size=32)
+    model.reset_metrics()  # Keras 3.12 would go on from those of the last epoch
     loss, _ = model.train_on_batch(x_train[:32], y_train[:32])
     print(f"\ntrain_on_batch: one step by hand, on 32 samples: loss {loss:.3f}")
     loss, accuracy = model.evaluate(x_test, y_test, batch_size=128, verbose=0)
