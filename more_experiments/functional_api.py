@@ -8,12 +8,14 @@ not for the picture, and the LSTM of the shared extractor has 128 units, not the
 
 import argparse
 import os
-import shutil
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-
-import keras
-from keras import layers
+try:
+    import keras
+    from keras import layers
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+    sys.exit("stopped")
 
 
 def define_mlp():
@@ -103,39 +105,27 @@ def define_two_outputs():
     return keras.Model(pixels, [whole, each], name="two_outputs")
 
 
-def plot_graph(model):
-    """Draw the graph of `model` into plots/functional_api_<name>.png."""
-    path = f"plots/functional_api_{model.name}"
-    keras.utils.plot_model(model, f"{path}.new.png", show_shapes=True, show_layer_names=True)
-    os.replace(f"{path}.new.png", f"{path}.png")  # written whole before it takes the name
-    print(f"graph: {path}.png")
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line
-    parser.parse_args()
-    try:
-        import pydot  # noqa: F401, what Keras draws with
-        missing = "" if shutil.which("dot") else "install Graphviz (https://graphviz.org/download)"
-    except ImportError:
-        missing = "pip install -r more_experiments/requirements.txt, and install Graphviz"
-    try:
-        os.makedirs("plots", exist_ok=True)
-        for define in (define_mlp, define_cnn, define_rnn, define_shared_input,
-                       define_shared_extractor, define_two_inputs, define_two_outputs):
-            model = define()
-            model.summary()
-            print(f"{model.name}: {model.count_params():,} parameters")
-            if not missing:
-                plot_graph(model)
-        if missing:
-            print(f"no graphs: {missing}")
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped\n")
-    except OSError as error:
-        parser.error(" ".join(str(error).split()))
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    os.makedirs("plots", exist_ok=True)
+    missing = None
+    for define_model in (define_mlp, define_cnn, define_rnn, define_shared_input,
+                         define_shared_extractor, define_two_inputs, define_two_outputs):
+        model = define_model()
+        model.summary()
+        print(f"{model.name}: {model.count_params():,} parameters")
+        try:
+            path = f"plots/functional_api_{model.name}.png"
+            keras.utils.plot_model(model, path, show_shapes=True, show_layer_names=True)
+            print(f"graph: {path}")
+        except ImportError as error:  # of pydot, or Graphviz, which is no Python package
+            missing = error
+    if missing:
+        print(f"no graphs: {missing} See more_experiments/requirements.txt")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (KeyboardInterrupt, OSError) as error:
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped'}")

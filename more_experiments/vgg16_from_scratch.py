@@ -8,11 +8,14 @@ fc2, which neither the tutorial nor Keras has ("Keras in Chinese", chapter 4).
 
 import argparse
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-
-import keras
-from keras import layers
+try:
+    import keras
+    from keras import layers
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+    sys.exit("stopped")
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # filters, convolutions
 
@@ -56,19 +59,20 @@ def list_layers(model):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line
-    parser.parse_args()
-    try:
-        expected = list_layers(keras.applications.VGG16(weights=None))
-        for model in (define_sequential(), define_functional()):
-            model.summary()
-            same = sum(a == b for a, b in zip(list_layers(model), expected, strict=True))
-            print(f"{model.name}: {model.count_params():,} parameters; {same} of {len(expected)} "
-                  "layers as in keras.applications.VGG16\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped\n")
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    expected = list_layers(keras.applications.VGG16(weights=None))
+    for define_model in (define_sequential, define_functional):
+        keras.utils.clear_session()  # frees the network before: each takes half a gigabyte
+        model = define_model()
+        model.summary()
+        same = sum(a == b for a, b in zip(list_layers(model), expected, strict=True))
+        print(f"{model.name}: {model.count_params():,} parameters; {same} of {len(expected)} "
+              "layers as in keras.applications.VGG16\n")
+        del model
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(f"{sys.argv[0]}: stopped")

@@ -129,10 +129,10 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
+def small(dataset, tmp_path_factory):
     """The sample as prepare_small_dataset.py splits it, 20, 10 and 10 photos of each class."""
     folder = tmp_path_factory.mktemp("small")
-    done = run("more_experiments/prepare_small_dataset.py", ROOT / "sample/train",
+    done = run("more_experiments/prepare_small_dataset.py", dataset,
                "--counts", "20", "10", "10", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "cats_and_dogs_small"

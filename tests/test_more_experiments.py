@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-import os
 import re
 import shutil
 import signal
@@ -11,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_refused, command, run, run_several
+from conftest import ROOT, assert_refused, command, run_several
 from PIL import Image
 
 MORE = sorted(path.name for path in (ROOT / "more_experiments").glob("*.py"))
@@ -200,30 +199,6 @@ def test_resumes(small, tmp_path):
     assert (tmp_path / "models/small_data_augmentation_seed2.keras").exists()
 
 
-def test_prepare_small_dataset(small, tmp_path):
-    for split, first, count in (("train", 0, 20), ("validation", 20, 10), ("test", 30, 10)):
-        for label in ("cat", "dog"):
-            photos = list((small / split / f"{label}s").iterdir())
-            assert {path.name for path in photos} == {
-                f"{label}.{number}.jpg" for number in range(first, first + count)}
-            for path in photos:
-                assert path.read_bytes() == (ROOT / "sample/train" / path.name).read_bytes()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/mine.jpg").write_text("the user's")
-    script = "more_experiments/prepare_small_dataset.py"
-    sample = ROOT / "sample/train"
-    results = run_several(
-        (script,), (script, "nowhere.zip"), (script, sample),
-        (script, sample, "--counts", "0", "1", "1"),
-        (script, sample, "--counts", "2", "1", "1", "--output", "other"), cwd=tmp_path)
-    for result, words in zip(results, (
-        ("train",), ("nowhere.zip",), ("cats 1000 to 1499", "--counts"), ("--counts",),
-        ("other", "--output"),
-    ), strict=True):
-        assert_refused(result, *words)
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.jpg"]
-
-
 def test_bad_input(small, trained, tmp_path):
     """Each script that trains looks at its photos first, and says in one line what is wrong."""
     folder, _ = trained
@@ -251,165 +226,6 @@ def test_bad_input(small, trained, tmp_path):
     for result, expected in zip(run_several(*lines, cwd=tmp_path), words, strict=True):
         assert_refused(result, *expected)
     assert not list(tmp_path.glob("plots/*_plot.png"))
-
-
-def test_export_model(trained, tmp_path):
-    """Both forms of a model with augmentation, and of one on VGG-16, answer as the model does."""
-    folder, _ = trained
-    os.symlink(ROOT / "sample", tmp_path / "sample")
-    script = "more_experiments/export_model.py"
-    for name in ("five_conv_300", "small_data_features"):
-        done = run(script, folder / f"{name}.keras", cwd=tmp_path)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
-        values = re.findall(r": (0\.\d{6})$", done.stdout, re.MULTILINE)
-        assert len(values) == 3 and np.ptp(np.array(values, dtype=float)) < 1e-4
-        assert (tmp_path / f"exported/{name}/1/saved_model.pb").exists()
-        assert (tmp_path / f"exported/{name}.tflite").stat().st_size > 1_000_000
-        assert f":8501/v1/models/{name}:predict" in done.stdout
-    assert "B - 103.939" in done.stdout  # what VGG-16 takes is said
-    tf = importlib.import_module("tensorflow")
-    served = tf.saved_model.load(tmp_path / "exported/five_conv_300/1")
-    photo = np.random.default_rng(1).uniform(0, 255, (2, 300, 300, 3)).astype(np.float32)
-    assert np.array_equal(served.serve(photo), served.serve(photo))  # nothing is augmented
-
-    (tmp_path / "text.keras").write_text("not a model")
-    (tmp_path / "file").write_text("not a folder")
-    model = folder / "five_conv_300.keras"
-    results = run_several(
-        (script,), (script, "text.keras"), (script, model, "--photo", "text.keras"),
-        (script, model, "--photo", "nowhere.jpg"), (script, model, "--output", "file"),
-        cwd=tmp_path)
-    for result, words in zip(results, (("five_conv_300.py",), ("text.keras",), ("text.keras",),
-                                       ("nowhere.jpg",), ("file",)), strict=True):
-        assert_refused(result, *words)
-
-
-def test_classify_photo(keras, few, tmp_path):
-    script, home = "more_experiments/classify_photo.py", tmp_path / "keras"
-    (home / "models").mkdir(parents=True)
-    shutil.copy(ROOT / "tests/imagenet_class_index.json", home / "models")
-    keras.utils.set_random_seed(1)
-    network = keras.applications.MobileNet(weights=None)
-    network.save_weights(tmp_path / "mobilenet.weights.h5")
-    (tmp_path / "text.jpg").write_text("not a photo")
-    offline = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(home)}
-    mobilenet = (script, "--model", "mobilenet", "--weights", "mobilenet.weights.h5")
-    results = run_several((*mobilenet, few, "text.jpg"), (*mobilenet, "nowhere.jpg"),
-                          (script, few), (script, few, "--model", "vgg16", *mobilenet[3:]),
-                          (script, few, "--model", "alexnet"), cwd=tmp_path, env=offline)
-    code, out, err = results[0]
-    assert code == 1 and err.strip().splitlines() == ["classify_photo.py: text.jpg: not an image"]
-    lines = out.splitlines()
-    assert len(lines) == 12 * 6 and lines[0] == f"{few / 'cat.0.jpg'}:"
-    photo = keras.utils.load_img(few / "cat.0.jpg", target_size=(224, 224),
-                                 interpolation="bilinear")
-    prepared = keras.applications.mobilenet.preprocess_input(np.asarray(photo, dtype=np.float32))
-    expected = np.sort(network.predict_on_batch(prepared[None])[0])[::-1][:5] * 100
-    printed = [float(line.split(" %  ")[0]) for line in lines[1:6]]
-    assert np.allclose(printed, expected, atol=0.02)
-    names = (ROOT / "tests/imagenet_class_index.json").read_text()
-    assert all(f'"{line.split(" %  ")[1]}"' in names for line in lines[1:6])
-    code, _, err = results[1]
-    assert code == 1 and "nowhere.jpg" in err and len(err.splitlines()) == 1
-    assert_refused(results[2], "imagenet", "vgg16", "--weights")
-    assert_refused(results[3], "mobilenet.weights.h5", "vgg16")
-    assert_refused(results[4], "alexnet", "inception_resnet_v2")
-
-
-def test_classify_photo_networks(keras):
-    """Each network's own photo size is the one that Keras gives it."""
-    script = importlib.import_module("more_experiments.classify_photo")
-    assert list(script.MODELS) == ["vgg16", "vgg19", "resnet50", "inception_v3",
-                                   "inception_resnet_v2", "xception", "mobilenet"]
-    for name, (module, function, size) in script.MODELS.items():
-        assert module.__name__.endswith(f".applications.{name}")
-        assert module.preprocess_input and module.decode_predictions
-        if name not in ("vgg19", "inception_resnet_v2"):  # as above, and seconds to build
-            assert getattr(module, function)(weights=None).input_shape == (None, size, size, 3)
-
-
-def test_functional_api(tmp_path):
-    """Seven models with the counts of the chapter; graphs where they can be drawn."""
-    script = "more_experiments/functional_api.py"
-    done = run(script, cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    counts = dict(re.findall(r"^(\w+): ([\d,]+) parameters$", done.stdout, re.MULTILINE))
-    assert counts == {"mlp": "541,794", "cnn": "138,122", "rnn": "84,362",
-                      "shared_input": "399,610", "shared_extractor": "78,984",
-                      "two_inputs": "424,874", "two_outputs": "31,348"}
-    assert done.stdout.count("Total params") == 7
-    graphs = sorted(tmp_path.glob("plots/*.png"))
-    if "no graphs: " in done.stdout:
-        assert "Graphviz" in done.stdout.splitlines()[-1] and not graphs
-    else:
-        assert [path.stem for path in graphs] == sorted(f"functional_api_{n}" for n in counts)
-        for path in graphs:
-            check_plot(path, (0, 0, 0))
-    bare = run(script, cwd=tmp_path, env={**os.environ, "PATH": str(tmp_path)})
-    assert bare.returncode == 0 and "Graphviz" in bare.stdout.splitlines()[-1]
-
-
-def test_vgg16_from_scratch(tmp_path):
-    done = run("more_experiments/vgg16_from_scratch.py", cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    for name in ("vgg16-sequential", "vgg16-functional"):
-        assert (f"{name}: 138,357,544 parameters; 22 of 22 layers as in "
-                "keras.applications.VGG16") in done.stdout
-
-
-def test_augmentation_gallery(tmp_path):
-    script, sample = "more_experiments/augmentation_gallery.py", ROOT / "sample/train"
-    (tmp_path / "few").mkdir()
-    shutil.copy(sample / "cat.0.jpg", tmp_path / "few")
-    shutil.copytree(sample, tmp_path / "damaged")
-    (tmp_path / "damaged/cat.1.jpg").write_text("not a photo")
-    (tmp_path / "file").write_text("not a folder")
-    results = run_several(
-        (script, sample / "dog.5.jpg", "--save-to", "out/augmented", "--limit", "40"),
-        (script, "nowhere.jpg"), (script, "few/cat.0.jpg"), (script, "damaged/cat.0.jpg"),
-        (script, "few/cat.0.jpg", "--limit", "3"),
-        (script, sample / "dog.5.jpg", "--save-to", "file"), cwd=tmp_path)
-    code, out, err = results[0]
-    assert (code, err) == (0, ""), err
-    names = ["flips", "rotation", "shear", "shifts", "standardization", "zca", "zoom"]
-    assert sorted(path.stem for path in tmp_path.glob("plots/*.png")) == [
-        f"augmentation_{name}" for name in names]
-    photo = Image.open(sample / "dog.5.jpg").resize((150, 150), Image.Resampling.BILINEAR)
-    first = np.asarray(photo, dtype=int)
-    mirrored = [first, first[:, ::-1], first[::-1], first[::-1, ::-1]]
-    for name in names:
-        assert f"plots/augmentation_{name}.png" in out
-        check_plot(tmp_path / f"plots/augmentation_{name}.png")
-        saved = [np.asarray(Image.open(tmp_path / f"out/augmented/aug_{name}_{n}.png"), dtype=int)
-                 for n in range(1, 10)]
-        size = 32 if name == "zca" else 150
-        assert all(photo.shape == (size, size, 3) for photo in saved)
-        if name == "flips":
-            ways = [[np.array_equal(photo, way) for way in mirrored] for photo in saved]
-            assert all(sum(way) == 1 for way in ways)
-            assert np.any(ways, axis=0).sum() > 2  # not just both ways at once
-            continue
-        assert len({photo.tobytes() for photo in saved}) == 9, name
-        if name not in ("zca", "standardization"):  # changed, but still the same photo
-            assert all(np.abs(photo.mean((0, 1)) - first.mean((0, 1))).max() < 60
-                       for photo in saved)
-    assert len(list((tmp_path / "out/augmented").iterdir())) == 63
-    for result, words in zip(results[1:], (("nowhere.jpg",), ("few", "1"), ("cat.1.jpg",),
-                                           ("--limit",), ("file",)), strict=True):
-        assert_refused(result, *words)
-
-
-def test_whitening():
-    """Whitened values are uncorrelated, of the deviation 1, and close to the centred ones."""
-    script = importlib.import_module("more_experiments.augmentation_gallery")
-    photos = np.random.default_rng(1).uniform(0, 255, (60, 150, 150, 3)).astype(np.float32)
-    photos[:30] *= 0.5  # something for the components to find
-    values = script.whiten(photos, epsilon=1e-9).reshape(60, -1)
-    _, deviations, _ = np.linalg.svd(values / np.sqrt(60), full_matrices=False)
-    assert np.allclose(deviations[:-1], 1, atol=1e-2)  # 60 centred photos span 59 dimensions
-    standard = script.standardize(photos)
-    assert np.abs(standard.mean((0, 1, 2))).max() < 1e-3
-    assert np.abs(standard.std((0, 1, 2)) - 1).max() < 1e-3
 
 
 def test_every_script_is_in_the_readme():
