@@ -51,7 +51,7 @@ def define_model(file):
         layer.trainable = layer.name.startswith("block5")
     model = keras.Sequential([
         keras.Input((150, 150, 3)),
-        # augmentation, in training only; the chapter's shear of 0.2 is in radians, nearly 20 %
+        # augmentation, in training only, as in small_data_augmentation.py
         layers.RandomRotation(40 / 360, fill_mode="nearest"),
         layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"),
         layers.RandomShear((0, 0.2), fill_mode="nearest"),  # Keras can't load a single number
@@ -59,7 +59,7 @@ def define_model(file):
         layers.RandomFlip("horizontal"),
         *trained.layers,
     ])
-    # The tutorial's Keras added 1e-7 to the root, Keras 3 adds epsilon to what is below it.
+    # RMSprop divides by sqrt(v) + 1e-7 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
     model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-5, epsilon=1e-14),
                   loss="binary_crossentropy", metrics=["accuracy"])
     return model
@@ -69,8 +69,8 @@ def flow_from_directory(directory, shuffle):
     """Return the iterator over `directory`/cats (class 0) and `directory`/dogs (class 1).
 
     Batches of BATCH_SIZE: uint8 photos (n, 150, 150, 3), 0 to 255, decoded once and kept in memory
-    (68 kB each), and float32 classes (n, 1). With `shuffle` they come without end, in another order
-    each time. Raises FileNotFoundError where a class has no photos.
+    (68 kB each), and float32 classes (n, 1). With `shuffle` they come without end, in another
+    order each time. Raises FileNotFoundError where a class has no photos.
     """
     if not all(any(directory.glob(f"{label}/*.jpg")) for label in ("cats", "dogs")):
         raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_small_dataset.py")
@@ -129,8 +129,7 @@ def run_test_harness():
         keras.callbacks.CSVLogger(history, append=resume),
         keras.callbacks.BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
     for split, iterator in (("validation", validation_it), ("test", test_it)):
-        accuracy = model.evaluate(iterator, verbose=0, return_dict=True)["accuracy"]
-        print(f"> {accuracy * 100:.3f} ({split})")
+        print(f"> {model.evaluate(iterator, verbose=0)[1] * 100:.3f} ({split})")
     summarize_diagnostics(name)
     model.save(f"models/{name}.keras")
 

@@ -154,7 +154,7 @@ def test_fine_tuning(keras, trained):
 def test_in_memory_outputs(keras, trained):
     folder, results = trained
     out = results["small_vgg_in_memory"][1]
-    assert "photos: (80, 150, 150, 3), classes: (80, 1), to train on: 64" in out
+    assert "to train on: (64, 150, 150, 3), to validate: (16, 150, 150, 3)" in out
     check_plot(folder / "plots/small_vgg_in_memory_classes.png")
     for picture in ("photos", "predictions"):
         grid = check_plot(folder / f"plots/small_vgg_in_memory_{picture}.png")
