@@ -123,7 +123,7 @@ def run_test_harness():
         classifier.compile(keras.optimizers.Adam(0.001), loss, metrics=[accuracy])
         classifier.fit(*features, 64, min(args.epochs, FROZEN_EPOCHS), callbacks=[
             keras.callbacks.CSVLogger(history)], validation_data=test_features)
-    steps = (args.epochs - FROZEN_EPOCHS) * (len(train_it) // 64)
+    steps = max(1, (args.epochs - FROZEN_EPOCHS) * (len(train_it) // 64))
     rate = keras.optimizers.schedules.CosineDecay(  # up to 1e-4 in a tenth of the steps, then to 0
         0.0, steps - steps // 10, warmup_target=1e-4, warmup_steps=steps // 10)
     model = keras.Sequential([network, classifier])
