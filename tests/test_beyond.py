@@ -51,10 +51,12 @@ def test_imagenet_classes(prepared):
 @needs_weights
 def test_transfer(prepared, dataset):
     common = (TRANSFER, "--dataset", dataset, "--size", "32")
-    frozen, tuned, predicted = run_several(
-        (*common, "--epochs", "10"), (*common, "--epochs", "11", "--resume"),
+    nothing, frozen, tuned, predicted = run_several(
+        (*common, "--network", "nowhere.keras"), (*common, "--epochs", "10"),
+        (*common, "--epochs", "11", "--resume"),
         ("predict.py", CHELSEA, "--model", "models/efficientnet_lite_transfer.keras"),
         cwd=prepared)
+    assert_refused(nothing, "nowhere.keras", "prepare_efficientnet_lite.py")
     for code, out, err in (frozen, tuned, predicted):
         assert code == 0 and "Traceback" not in out + err, err
     assert "Epoch 10/10" in frozen[1] and "Epoch 11/11" in tuned[1]
