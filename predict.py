@@ -43,12 +43,14 @@ def load_image(filename, size):
 def load_model(filename):
     """Return the model in `filename`: photos (n, height, width, 3) in, P(dog) (n, 1) out.
 
+    It may have a second output, P(a dog or a cat at all) (n, 1), below 0.5 for other things.
     Raises ValueError where the file is damaged, or holds another sort of model, or code.
     """
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
         _, height, width, channels = model.input_shape
-        if not (height and width and channels == 3 and model.output_shape == (None, 1)):
+        outputs = [output.shape for output in model.outputs]
+        if not (height and width and channels == 3 and outputs in ([(None, 1)], [(None, 1)] * 2)):
             raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
     except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -65,9 +67,11 @@ def find_photos(paths):
     return photos
 
 
-def describe(dog):
-    """Return in words what `dog`, P(dog), means: unsure from 20 to 80 %."""
+def describe(dog, animal=1):
+    """Return in words what P(dog) and P(a dog or a cat at all) mean: unsure from 20 to 80 %."""
     label, probability = ("dog", dog) if dog >= 0.5 else ("cat", 1 - dog)
+    if animal < 0.5:
+        return f"neither a dog nor a cat, it seems ({label} {probability * 100:.1f} %)"
     unsure = "unsure, rather a " if probability < 0.8 else ""
     return f"{unsure}{label} ({probability * 100:.2f} %)"
 
@@ -100,7 +104,7 @@ def main():
                 print(f"{parser.prog}: {path}: {reason}", file=sys.stderr)
                 status = 1
                 continue
-            print(f"{path}: {describe(float(model.predict_on_batch(photo)[0, 0]))}")
+            print(f"{path}: {describe(*np.ravel(model.predict_on_batch(photo)).tolist())}")
     return status
 
 

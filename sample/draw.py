@@ -7,6 +7,9 @@ train/cat.0.jpg ... train/dog.99.jpg, and test/1.jpg ... test/4.jpg (cat, dog, d
 FOLDER is where they go, by default the folder of this script. The drawings are seeded: every
 run draws the same. Size, position, scale, colours and background come from the same
 distributions for both classes, so that only the animal itself tells them apart.
+
+Not drawn is chelsea.jpg, a photo of a cat by Stefan van der Walt: chelsea.png of scikit-image's
+data (https://scikit-image.org), saved as JPEG of quality 95. Its licence is CC0 (public domain).
 """
 
 import colorsys

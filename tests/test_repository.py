@@ -14,6 +14,7 @@ from PIL import Image
 FAMILY = ["baseline_vgg1", "baseline_vgg2", "baseline_vgg3", "vgg3_dropout", "vgg3_augmentation"]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MORE = sorted(path.stem for path in ROOT.glob("more_experiments/*.py"))
+BEYOND = sorted(path.stem for path in ROOT.glob("beyond/*.py"))
 
 
 def read_functions(name):
@@ -97,7 +98,8 @@ def count_plumbing(tree):
                                             ("vgg16_transfer", 150), ("finalize_model", 150),
                                             *((f"more_experiments/{name}", 150) for name in MORE
                                               if "EPOCHS" in (ROOT / f"more_experiments/{name}.py"
-                                                              ).read_text())])
+                                                              ).read_text()),
+                                            ("beyond/efficientnet_lite_transfer", 150)])
 def test_the_lesson_is_the_larger_part(name, most):
     text = (ROOT / f"{name}.py").read_text()
     tree = ast.parse(text)
@@ -126,18 +128,21 @@ def test_neighbours_differ_little(first, second, most):
 
 
 def test_no_script_imports_another():
-    for name in [*SCRIPTS, *(f"more_experiments/{name}" for name in MORE)]:
+    for name in [*SCRIPTS, *(f"more_experiments/{name}" for name in MORE),
+                 *(f"beyond/{name}" for name in BEYOND)]:
         tree = ast.parse((ROOT / f"{name}.py").read_text())
         for node in ast.walk(tree):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert not {*SCRIPTS, *MORE} & {module.split(".")[0] for module in modules}, name
+            modules = {module.split(".")[0] for module in modules}
+            assert not {*SCRIPTS, *MORE, *BEYOND} & modules, name
 
 
 def test_sample_is_what_draw_draws(tmp_path):
     subprocess.run([sys.executable, ROOT / "sample/draw.py", tmp_path], check=True, timeout=120,
                    capture_output=True)
     committed = sorted((ROOT / "sample").rglob("*.jpg"))
+    committed.remove(ROOT / "sample/chelsea.jpg")  # the one photo
     assert len(committed) == 204
     assert len(list(tmp_path.rglob("*.jpg"))) == 204
     for path in committed:
@@ -188,9 +193,11 @@ def test_readme():
 
 def test_commands_of_the_readmes():
     """The commands name scripts and options that exist."""
-    for readme in (ROOT / "README.md", ROOT / "more_experiments/README.md"):
-        commands = re.findall(r"python (?!-)(\S+\.py)([^\n&`]*)", readme.read_text())
-        assert len(commands) > 5
+    for readme, least in (("README.md", 6), ("more_experiments/README.md", 6),
+                          ("beyond/README.md", 2)):
+        text = (ROOT / readme).read_text()
+        commands = re.findall(r"python (?!-)(\S+\.py)([^\n&`]*)", text)
+        assert len(commands) >= least
         for script, options in commands:
             assert (ROOT / script).exists(), script
             for option in re.findall(r"--[\w-]+", options):
