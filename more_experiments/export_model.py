@@ -1,8 +1,9 @@
 """Export a saved model for deployment: a SavedModel for servers, a LiteRT (TFLite) file for phones.
 
 The end of the tutorial of five_conv_300.py ("Classifying cats and dogs: deep learning hello world",
-Nerd For Tech), which only names these formats. Both files are opened again and must give a photo
-the probability that the model gives it.
+Nerd For Tech), which only names these formats. Both are opened again and must give a photo the
+probability that the model gives it. A second file for phones has weights of 8 bits: a quarter of
+the size, and nearly the same answers.
 """
 
 import argparse
@@ -17,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-u
 try:
     import keras
     import tensorflow as tf
+    from rich.progress import track
 except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
 
@@ -72,6 +74,17 @@ def silence():
         os.close(null)
 
 
+def measure_accuracy(filename, directory, size):
+    """Return the share of photos in `directory`/{cats,dogs}/ that the LiteRT file gets right."""
+    predict = tf.lite.Interpreter(str(filename), num_threads=os.cpu_count()).get_signature_runner()
+    photos = sorted(directory.glob("cats/*.jpg")) + sorted(directory.glob("dogs/*.jpg"))
+    if not photos:
+        raise FileNotFoundError(f"no photos in {directory}: run prepare_dataset.py")
+    right = [(predict(photo=load_image(path, size))["dog"].item() > 0.5)
+             == (path.parent.name == "dogs") for path in track(photos, filename.name)]
+    return sum(right) / len(right)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", type=Path, default="models/five_conv_300.keras",
@@ -79,6 +92,7 @@ def main():
     parser.add_argument("--photo", type=Path, default="sample/train/dog.0.jpg",
                         help="to compare the probabilities on (%(default)s)")
     parser.add_argument("--output", type=Path, default="exported", help="folder (%(default)s)")
+    parser.add_argument("--dataset", type=Path, help="measure the phones' files on its test photos")
     args = parser.parse_args()
     if not args.model.exists():
         raise FileNotFoundError(f"there is no {args.model}: run an experiment that saves it first")
@@ -88,9 +102,13 @@ def main():
     directory, lite = args.output / name / "1", args.output / f"{name}.tflite"
     directory.mkdir(parents=True, exist_ok=True)
     model.export(directory, verbose=False)
+    small = args.output / f"{name}_8bit.tflite"
     with silence():
         # model.export(lite, format="litert") does the same, but no Keras for Python 3.10 has it.
-        lite.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(directory)).convert())
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(directory))
+        lite.write_bytes(converter.convert())
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]  # quantizes the weights
+        small.write_bytes(converter.convert())
         server, phone = tf.saved_model.load(directory), tf.lite.Interpreter(str(lite))
         served = server.signatures["serving_default"](photo=photo)
         on_phone = phone.get_signature_runner()(photo=photo)
@@ -100,6 +118,10 @@ def main():
             print(f"    {path}: {float(answers[answer][0, 0]):.6f}")
             if abs(float(answers[answer][0, 0] - expected[0, 0])) > 1e-4:
                 raise ValueError(f"{path} does not give what {args.model} gives")
+    for path in (lite, small):
+        accuracy = args.dataset and measure_accuracy(path, args.dataset / "test", (height, width))
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB" +
+              (f", accuracy on the test photos {accuracy * 100:.3f} %" if args.dataset else ""))
     print(f"""
 A server, with TensorFlow Serving:
     docker run -p 8501:8501 -v "{directory.parent.resolve()}:/models/{name}" \\

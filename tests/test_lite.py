@@ -1,0 +1,93 @@
+"""beyond/predict_lite.py: the answers of predict.py, without TensorFlow."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_refused, run, run_several
+from PIL import Image
+
+SCRIPT = "beyond/predict_lite.py"
+LITE = importlib.util.find_spec("ai_edge_litert")
+needs_lite = pytest.mark.skipif(not LITE, reason="pip install -r beyond/requirements_lite.txt")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Photos as people have them: JPEG, large, grey, on its side, PNG with transparency."""
+    folder = tmp_path_factory.mktemp("photos")
+    with Image.open(ROOT / "sample/chelsea.jpg") as cat:
+        cat.save(folder / "cat.jpg", quality=95)
+        cat.resize((1600, 1200)).save(folder / "large.jpg", quality=95)
+        cat.convert("L").save(folder / "grey.jpg", quality=95)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        cat.transpose(Image.Transpose.ROTATE_90).save(folder / "side.jpg", quality=95, exif=exif)
+        cat.putalpha(Image.linear_gradient("L").resize(cat.size))
+        cat.save(folder / "clear.png")
+    return sorted(folder.iterdir())
+
+
+@needs_lite
+def test_same_answers(photos, tmp_path):
+    """Both say the same of each photo, up to the rounding of their JPEG decoders."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    photo = keras.Input((64, 48, 3))  # not square, so that no one exchanges height and width
+    x = keras.layers.Rescaling(1 / 255)(photo)
+    x = keras.layers.Conv2D(4, 5, strides=4, activation="relu")(x)
+    outputs = [keras.layers.Dense(1, activation="sigmoid")(keras.layers.Flatten()(x))
+               for _ in range(2)]
+    keras.Model(photo, outputs).save(tmp_path / "two.keras")
+    keras.Model(photo, outputs[0]).save(tmp_path / "one.keras")
+    answers = []
+    for name in ("one", "two"):
+        exported, expected = run_several(
+            ("more_experiments/export_model.py", f"{name}.keras", "--photo", photos[0]),
+            ("predict.py", *photos, "--model", f"{name}.keras"), cwd=tmp_path)
+        assert exported[0] == 0 and "_8bit.tflite" in exported[1], exported
+        done = run(SCRIPT, *photos, "--model", f"exported/{name}.tflite", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        for line, other in zip(done.stdout.splitlines(), expected[1].splitlines(), strict=True):
+            number, numbers = (float(re.search(r"([\d.]+) %", text)[1]) for text in (line, other))
+            assert abs(number - numbers) < 1 and line.split(":")[0] == other.split(":")[0]
+            assert re.sub(r"[\d.]+ %", "", line) == re.sub(r"[\d.]+ %", "", other)
+        answers.append(done.stdout)
+    assert answers[0] != answers[1] or "neither" not in answers[1]
+
+    (tmp_path / "text.jpg").write_text("not a photo")
+    lite = ("--model", "exported/one.tflite")
+    done = run(SCRIPT, "text.jpg", photos[0], "nowhere.jpg", *lite, cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stdout.splitlines()) == 1
+    assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == [
+        "text.jpg", "nowhere.jpg"]
+    for model in ("text.jpg", "nowhere.tflite", tmp_path):
+        done = run(SCRIPT, photos[0], "--model", model, cwd=tmp_path)
+        assert_refused((done.returncode, done.stdout, done.stderr), model)
+
+
+def test_resizes_as_tensorflow_does(photos):
+    import tensorflow as tf
+
+    spec = importlib.util.spec_from_file_location("predict_lite", ROOT / SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for path in photos[:2]:
+        for size in ((50, 70), (451, 300), (900, 1000)):
+            photo = script.load_image(path, size)
+            image = Image.open(path).convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            pixels = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+            assert photo.dtype == np.float32 and photo.shape == (1, *size, 3)
+            assert np.abs(photo - tf.image.resize(pixels, size)).max() < 0.01
+
+
+def test_imports_no_tensorflow():
+    code = ("import runpy, sys; sys.argv = ['predict_lite.py', '--help']\n"
+            f"try: runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')\n"
+            "except SystemExit: assert not {'tensorflow', 'keras'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
