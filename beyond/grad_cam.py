@@ -1,0 +1,143 @@
+"""See where in a photo a network finds its dog or its cat: Grad-CAM.
+
+Source: Selvaraju and others, Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+Localization, 2017. Draws <output>/<photo>_grad_cam.png.
+"""
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
+try:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from keras import layers
+    from matplotlib.figure import Figure
+    from PIL import Image, ImageOps
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+    sys.exit("stopped")
+# What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
+# What the last map may come from: the convolution, or what is done to it in place.
+MAPS = (layers.Conv2D, layers.Add, layers.BatchNormalization, layers.Activation, layers.ReLU)
+
+
+def load_image(filename, size):
+    """Return the photo as the experiments see it, float32 (1, height, width, 3), RGB, 0 to 255.
+
+    `size` is the network's (height, width). Raises an exception of any sort where `filename`
+    cannot be read, is not a photo, or is damaged.
+    """
+    image = Image.open(filename, formats=FORMATS)
+    image.load()
+    upright = image.getexif().get(0x0112, 1) == 1
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright:
+        photo = tf.io.decode_image(Path(filename).read_bytes(), channels=3)  # rounds as in training
+    else:
+        image = ImageOps.exif_transpose(image).convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")  # behind what is transparent
+        photo = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+    return tf.image.resize(photo, size).numpy()[np.newaxis]
+
+
+class LastMap:
+    """Remembers the last map (1, height, width, channels) that it was shown, as `map`.
+
+    Keras shows a layer's output to its activity regularizer, in networks within networks, too.
+    """
+
+    def __call__(self, output):
+        if len(output.shape) == 4:
+            self.map = output
+        return tf.zeros(())  # the penalty that Keras asks for
+
+
+def load_model(filename):
+    """Return the model in `filename`, photos (n, height, width, 3) in, logits (n, 1) out; its map.
+
+    The map is a LastMap: that of the last convolution, with what is added to it and its activation.
+    Raises ValueError where the file is damaged, or holds another sort of model, or code.
+    """
+    try:
+        model = keras.models.load_model(filename, compile=False, safe_mode=True)
+        _, height, width, channels = model.input_shape
+        outputs = [output.shape for output in model.outputs]
+        if not (height and width and channels == 3 and outputs in ([(None, 1)], [(None, 1)] * 2)):
+            raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
+        parts, last = [model], LastMap()
+        for layer in parts:
+            parts += getattr(layer, "layers", [])  # of a network within the network
+            if isinstance(layer, MAPS):
+                layer.activity_regularizer = last
+            # P(dog) of a sure dog is 1, rounded, and its gradient 0. That of the logit is not.
+            if isinstance(layer, layers.Dense) and layer.units == 1:
+                layer.activation = keras.activations.linear
+        if not any(isinstance(layer, layers.Conv2D) for layer in parts):
+            raise ValueError("it has no convolution")
+    except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot use the model {filename}: {reason}") from None
+    return model, last
+
+
+def grad_cam(model, last, photo):
+    """Return the model's probabilities, (1,) or (2,), and the heat map for its answer.
+
+    `photo` is (1, height, width, 3), 0 to 255; the map is (rows, columns) of the last convolution,
+    0 where nothing speaks for the answer, dog or cat, to 1 where most does.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(photo)
+        logits = [tf.cast(logit, tf.float32) for logit in tf.nest.flatten(model(photo))]
+        answer = tf.abs(logits[0])  # what speaks for a dog, or, below 0, for a cat
+    gradient = tf.cast(tape.gradient(answer, last.map), tf.float32)  # exact in any precision
+    weights = tf.reduce_mean(gradient, axis=(0, 1, 2))  # of the channels: equation 1
+    heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(last.map, tf.float32), axis=-1))[0]  # 2
+    return tf.sigmoid(logits).numpy().ravel(), heat / max(tf.reduce_max(heat), 1e-12)
+
+
+def plot_heat(photo, heat, title, filename):
+    """Draw `photo`, as the network sees it, and beside it under `heat`; save PNG `filename`."""
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    figure.suptitle(title)
+    for axes in (pair := figure.subplots(1, 2)):
+        image = axes.imshow(photo[0] / 255)
+        axes.axis("off")
+    pair[1].imshow(heat, cmap="jet", alpha=0.5, vmin=0, vmax=1, interpolation="bilinear",
+                   extent=image.get_extent())
+    figure.savefig(filename)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
+    parser.add_argument("--model", type=Path, help="(the one in models/reference/)")
+    parser.add_argument("--output", type=Path, default="plots", help="folder for the pictures")
+    args = parser.parse_args()
+    path = args.model or next(iter(sorted(Path("models/reference").glob("*.keras"))), None)
+    if not path:
+        raise FileNotFoundError("no model in models/reference: name one with --model")
+    model, last = load_model(path)
+    os.makedirs(args.output, exist_ok=True)
+    for path in args.photos:
+        try:
+            photo = load_image(path, model.input_shape[1:3])
+        except Exception as error:  # noqa: BLE001, decoders raise all sorts on damaged files
+            raise OSError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        probabilities, heat = grad_cam(model, last, tf.constant(photo))
+        dog = probabilities[0]
+        answer = f"{path.name}: {'dog' if dog >= 0.5 else 'cat'} ({max(dog, 1 - dog):.2%})"
+        answer += ", neither, it seems" if probabilities[-1] < 0.5 < len(probabilities) - 1 else ""
+        plot_heat(photo, heat, answer, args.output / f"{path.stem}_grad_cam.png")
+        print(f"{answer}, drawn: {args.output / path.stem}_grad_cam.png")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
+    try:
+        main()
+    except (KeyboardInterrupt, OSError, ValueError, tf.errors.OpError) as error:
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped'}")

@@ -1,0 +1,167 @@
+"""See how often, where and how surely a network errs on the test split.
+
+Prints the accuracy with its 95 % interval, the confusion matrix and the log loss, and draws the
+most confident errors into plots/<model>_errors.png, and confusion matrix and reliability diagram
+into plots/<model>_summary.png. Run it from the repository's top.
+"""
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
+try:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from matplotlib.figure import Figure
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+    sys.exit("stopped")
+CLASSES = ("cat", "dog")
+
+
+def load_model(filename):
+    """Return the model in `filename`: photos (n, height, width, 3) in, P(dog) (n, 1) out.
+
+    It may have a second output, P(a dog or a cat at all) (n, 1), below 0.5 for other things.
+    Raises ValueError where the file is damaged, or holds another sort of model, or code.
+    """
+    try:
+        model = keras.models.load_model(filename, compile=False, safe_mode=True)
+        _, height, width, channels = model.input_shape
+        outputs = [output.shape for output in model.outputs]
+        if not (height and width and channels == 3 and outputs in ([(None, 1)], [(None, 1)] * 2)):
+            raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
+    except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot use the model {filename}: {reason}") from None
+    return model
+
+
+def predict_photos(model, directory):
+    """Return the photos' paths, classes, P(dog) and P(a dog or a cat at all), each (n,).
+
+    `directory` has cats/ (class 0) and dogs/ (class 1); the last P is 1 where the model has none.
+    Raises FileNotFoundError where a class has no photos, and OpError for a damaged one.
+    """
+    if not all(any(directory.glob(f"{label}s/*.jpg")) for label in CLASSES):
+        raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
+    photos = keras.utils.image_dataset_from_directory(
+        directory, label_mode="binary", image_size=model.input_shape[1:3], batch_size=64,
+        shuffle=False, verbose=False)
+    paths = [Path(path) for path in photos.file_paths]
+    classes = np.array([path.parent.name == "dogs" for path in paths], dtype=int)
+    answers = np.hstack(model.predict(photos)).reshape(len(paths), -1).astype(np.float64)
+    return paths, classes, answers[:, 0], answers[:, 1] if answers.shape[1] > 1 else 0 * classes + 1
+
+
+def wilson_interval(right, n):
+    """Return the lowest and the highest share, 0 to 1, that `right` of `n` speak for at 95 %.
+
+    Source: E. B. Wilson, 1927. Unlike p ± 1.96 s it holds near 0 and 1, where good networks are.
+    """
+    z, p = 1.959964, right / n
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return tuple((p + z**2 / (2 * n) + side) / (1 + z**2 / n) for side in (-half, half))
+
+
+def describe_results(classes, dog, animal, confusion):
+    """Return, as text, what P(dog), `dog`, and P(dog or cat at all), `animal`, are worth."""
+    right = (dog >= 0.5) == classes
+    lines = [f"{'':6}{'photos':>7}{'right':>7}  accuracy  95 % interval (Wilson)"]
+    for name, which in (("all", classes < 2), ("cats", classes == 0), ("dogs", classes == 1)):
+        rows = right[which]
+        low, high = wilson_interval(rows.sum(), len(rows))
+        lines.append(f"{name:6}{len(rows):7}{rows.sum():7}  {rows.mean():8.2%}  "
+                     f"{low:.2%} to {high:.2%}")
+    lines += ["", f"{'':6}{'called cat':>12}{'called dog':>12}"]
+    lines += [f"{label}s  {row[0]:12}{row[1]:12}"
+              for label, row in zip(CLASSES, confusion, strict=True)]
+    # As in Keras's loss no probability is below 1e-7: one sure error would make it infinite.
+    truth = np.clip(np.where(classes, dog, 1 - dog), 1e-7, 1)
+    lines += ["", f"log loss: {-np.log(truth).mean():.4f}"]
+    sure = np.maximum(dog, 1 - dog) >= 0.8  # as in predict.py
+    rest = f"; of the others {right[sure].mean():.2%} are right" if sure.any() else ""
+    lines.append(f"unsure, 20 to 80 %: {(~sure).sum()} photos, {1 - sure.mean():.2%}{rest}")
+    if animal.min() < 0.5:
+        lines.append(f"called neither a dog nor a cat: {(animal < 0.5).sum()} photos, "
+                     f"{np.mean(animal < 0.5):.2%}")
+    return "\n".join(lines)
+
+
+def plot_errors(paths, dog, filename):
+    """Draw the photos at `paths` with P(dog), `dog` (n,), and save them as PNG `filename`."""
+    columns = min(6, len(paths))
+    rows = math.ceil(len(paths) / columns)
+    figure = Figure(figsize=(2.6 * columns, 2.7 * rows), layout="constrained")
+    for number, (path, p) in enumerate(zip(paths, dog, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.imshow(keras.utils.load_img(path))
+        axes.axis("off")
+        axes.set_title(f"{path.name}\n{path.parent.name[:-1]}, called {CLASSES[int(p >= 0.5)]} "
+                       f"{max(p, 1 - p):.1%}", fontsize=9)
+    figure.savefig(filename)
+
+
+def plot_summary(classes, dog, confusion, filename):
+    """Draw the confusion matrix beside the reliability diagram; save them as PNG `filename`.
+
+    The diagram (DeGroot and Fienberg, 1983) has a point for each tenth of P(dog), `dog` (n,): where
+    probabilities mean what they say, that is the share of dogs, and the points are on the diagonal.
+    """
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    matrix, reliability = figure.subplots(1, 2)
+    matrix.imshow(confusion / confusion.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1.5)
+    for (row, column), count in np.ndenumerate(confusion):
+        matrix.text(column, row, f"{count}\n{count / confusion[row].sum():.2%}", ha="center",
+                    va="center", fontsize=16)
+    matrix.set(title="Confusion matrix", xticks=(0, 1), xticklabels=CLASSES, xlabel="the answer",
+               yticks=(0, 1), yticklabels=CLASSES, ylabel="the label")
+    bins = np.minimum((dog * 10).astype(int), 9)
+    for number in np.unique(bins):
+        inside = bins == number
+        x, share, n = dog[inside].mean(), classes[inside].mean(), inside.sum()
+        low, high = wilson_interval(classes[inside].sum(), n)
+        reliability.plot((x, x), (low, high), color="tab:blue", lw=1)
+        reliability.plot(x, share, "o", color="tab:blue")
+        reliability.annotate(n, (x, share), (7, -3), textcoords="offset points")
+    reliability.plot((0, 1), (0, 1), "--", color="grey", lw=1)
+    reliability.set(title="Reliability: photos in each tenth, with 95 % intervals", xlim=(0, 1.08),
+                    ylim=(-0.03, 1.03), xlabel="P(dog), mean of the tenth", ylabel="share of dogs")
+    figure.savefig(filename)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", type=Path, help="(the one in models/reference/)")
+    parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
+    parser.add_argument("--top", type=int, default=24, help="errors to draw, the surest first (24)")
+    args = parser.parse_args()
+    if args.top < 1:
+        parser.error("--top is at least 1")
+    model = args.model or next(iter(sorted(Path("models/reference").glob("*.keras"))), None)
+    if not model:
+        raise FileNotFoundError("no model in models/reference: name one")
+    print(f"model: {model}")
+    paths, classes, dog, animal = predict_photos(load_model(model), args.dataset / "test")
+    confusion = np.zeros((2, 2), dtype=int)  # label, answer
+    np.add.at(confusion, (classes, (dog >= 0.5).astype(int)), 1)
+    print(describe_results(classes, dog, animal, confusion))
+    os.makedirs("plots", exist_ok=True)
+    plot_summary(classes, dog, confusion, f"plots/{model.stem}_summary.png")
+    print(f"drawn: plots/{model.stem}_summary.png")
+    errors = np.flatnonzero((dog >= 0.5) != classes)
+    errors = errors[np.argsort(-np.abs(dog[errors] - 0.5), kind="stable")][:args.top]
+    if not len(errors):
+        print("no errors at all, so there is no gallery of them")
+        return
+    plot_errors([paths[error] for error in errors], dog[errors], f"plots/{model.stem}_errors.png")
+    print(f"drawn: plots/{model.stem}_errors.png, the {len(errors)} surest errors")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (KeyboardInterrupt, OSError, ValueError, tf.errors.OpError) as error:
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped'}")
