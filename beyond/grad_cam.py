@@ -67,16 +67,16 @@ def load_model(filename):
         outputs = [output.shape for output in model.outputs]
         if not (height and width and channels == 3 and outputs in ([(None, 1)], [(None, 1)] * 2)):
             raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
-        parts, last = [model], LastMap()
+        parts, last, ends = [model], LastMap(), 0
         for layer in parts:
             parts += getattr(layer, "layers", [])  # of a network within the network
             if isinstance(layer, MAPS):
                 layer.activity_regularizer = last
             # P(dog) of a sure dog is 1, rounded, and its gradient 0. That of the logit is not.
-            if isinstance(layer, layers.Dense) and layer.units == 1:
-                layer.activation = keras.activations.linear
-        if not any(isinstance(layer, layers.Conv2D) for layer in parts):
-            raise ValueError("it has no convolution")
+            if isinstance(layer, layers.Dense) and layer.activation is keras.activations.sigmoid:
+                layer.activation, ends = None, ends + layer.units
+        if ends != len(outputs) or not any(isinstance(part, layers.Conv2D) for part in parts):
+            raise ValueError("it lacks a convolution, or Dense(1, activation='sigmoid')")
     except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot use the model {filename}: {reason}") from None
@@ -128,11 +128,11 @@ def main():
         except Exception as error:  # noqa: BLE001, decoders raise all sorts on damaged files
             raise OSError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
         probabilities, heat = grad_cam(model, last, tf.constant(photo))
-        dog = probabilities[0]
-        answer = f"{path.name}: {'dog' if dog >= 0.5 else 'cat'} ({max(dog, 1 - dog):.2%})"
-        answer += ", neither, it seems" if probabilities[-1] < 0.5 < len(probabilities) - 1 else ""
-        plot_heat(photo, heat, answer, args.output / f"{path.stem}_grad_cam.png")
-        print(f"{answer}, drawn: {args.output / path.stem}_grad_cam.png")
+        dog, *animal = probabilities.tolist()
+        answer = f"{'dog' if dog >= 0.5 else 'cat'} ({max(dog, 1 - dog) * 100:.2f} %)"
+        answer += ", or neither, it seems" if animal and animal[0] < 0.5 else ""
+        plot_heat(photo, heat, f"{path.name}: {answer}", args.output / f"{path.stem}_grad_cam.png")
+        print(f"{path}: {answer}, drawn: {args.output / path.stem}_grad_cam.png")
 
 
 if __name__ == "__main__":

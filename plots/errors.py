@@ -42,8 +42,8 @@ def load_model(filename):
 def predict_photos(model, directory):
     """Return the photos' paths, classes, P(dog) and P(a dog or a cat at all), each (n,).
 
-    `directory` has cats/ (class 0) and dogs/ (class 1); the last P is 1 where the model has none.
-    Raises FileNotFoundError where a class has no photos, and OpError for a damaged one.
+    `directory` has cats/ (class 0) and dogs/ (class 1). Without a second output the last is None.
+    Raises FileNotFoundError where a class has no photos, OpError where one is damaged.
     """
     if not all(any(directory.glob(f"{label}s/*.jpg")) for label in CLASSES):
         raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
@@ -52,8 +52,8 @@ def predict_photos(model, directory):
         shuffle=False, verbose=False)
     paths = [Path(path) for path in photos.file_paths]
     classes = np.array([path.parent.name == "dogs" for path in paths], dtype=int)
-    answers = np.hstack(model.predict(photos)).reshape(len(paths), -1).astype(np.float64)
-    return paths, classes, answers[:, 0], answers[:, 1] if answers.shape[1] > 1 else 0 * classes + 1
+    answers = np.concatenate(tf.nest.flatten(model.predict(photos)), axis=1).astype(np.float64)
+    return paths, classes, answers[:, 0], answers[:, 1] if len(answers.T) > 1 else None
 
 
 def wilson_interval(right, n):
@@ -67,14 +67,17 @@ def wilson_interval(right, n):
 
 
 def describe_results(classes, dog, animal, confusion):
-    """Return, as text, what P(dog), `dog`, and P(dog or cat at all), `animal`, are worth."""
+    """Return as text what the arguments, as predict_photos gives them, say of the network.
+
+    `confusion` (2, 2) counts the photos by label and answer.
+    """
     right = (dog >= 0.5) == classes
     lines = [f"{'':6}{'photos':>7}{'right':>7}  accuracy  95 % interval (Wilson)"]
     for name, which in (("all", classes < 2), ("cats", classes == 0), ("dogs", classes == 1)):
         rows = right[which]
         low, high = wilson_interval(rows.sum(), len(rows))
-        lines.append(f"{name:6}{len(rows):7}{rows.sum():7}  {rows.mean():8.2%}  "
-                     f"{low:.2%} to {high:.2%}")
+        lines.append(f"{name:6}{len(rows):7}{rows.sum():7}{rows.mean() * 100:9.2f} %  "
+                     f"{low * 100:.2f} to {high * 100:.2f} %")
     lines += ["", f"{'':6}{'called cat':>12}{'called dog':>12}"]
     lines += [f"{label}s  {row[0]:12}{row[1]:12}"
               for label, row in zip(CLASSES, confusion, strict=True)]
@@ -82,11 +85,10 @@ def describe_results(classes, dog, animal, confusion):
     truth = np.clip(np.where(classes, dog, 1 - dog), 1e-7, 1)
     lines += ["", f"log loss: {-np.log(truth).mean():.4f}"]
     sure = np.maximum(dog, 1 - dog) >= 0.8  # as in predict.py
-    rest = f"; of the others {right[sure].mean():.2%} are right" if sure.any() else ""
-    lines.append(f"unsure, 20 to 80 %: {(~sure).sum()} photos, {1 - sure.mean():.2%}{rest}")
-    if animal.min() < 0.5:
-        lines.append(f"called neither a dog nor a cat: {(animal < 0.5).sum()} photos, "
-                     f"{np.mean(animal < 0.5):.2%}")
+    rest = f", of the others {right[sure].mean() * 100:.2f} % are right" if sure.any() else ""
+    lines.append(f"unsure, 20 to 80 %: {(~sure).sum()} photos{rest}")
+    if animal is not None:
+        lines.append(f"called neither a dog nor a cat: {(animal < 0.5).sum()} photos")
     return "\n".join(lines)
 
 
@@ -100,7 +102,7 @@ def plot_errors(paths, dog, filename):
         axes.imshow(keras.utils.load_img(path))
         axes.axis("off")
         axes.set_title(f"{path.name}\n{path.parent.name[:-1]}, called {CLASSES[int(p >= 0.5)]} "
-                       f"{max(p, 1 - p):.1%}", fontsize=9)
+                       f"{max(p, 1 - p) * 100:.1f} %", fontsize=9)
     figure.savefig(filename)
 
 
@@ -114,8 +116,8 @@ def plot_summary(classes, dog, confusion, filename):
     matrix, reliability = figure.subplots(1, 2)
     matrix.imshow(confusion / confusion.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1.5)
     for (row, column), count in np.ndenumerate(confusion):
-        matrix.text(column, row, f"{count}\n{count / confusion[row].sum():.2%}", ha="center",
-                    va="center", fontsize=16)
+        matrix.text(column, row, f"{count}\n{count / confusion[row].sum() * 100:.2f} %",
+                    ha="center", va="center", fontsize=16)
     matrix.set(title="Confusion matrix", xticks=(0, 1), xticklabels=CLASSES, xlabel="the answer",
                yticks=(0, 1), yticklabels=CLASSES, ylabel="the label")
     bins = np.minimum((dog * 10).astype(int), 9)
@@ -152,12 +154,12 @@ def main():
     plot_summary(classes, dog, confusion, f"plots/{model.stem}_summary.png")
     print(f"drawn: plots/{model.stem}_summary.png")
     errors = np.flatnonzero((dog >= 0.5) != classes)
-    errors = errors[np.argsort(-np.abs(dog[errors] - 0.5), kind="stable")][:args.top]
     if not len(errors):
         print("no errors at all, so there is no gallery of them")
         return
-    plot_errors([paths[error] for error in errors], dog[errors], f"plots/{model.stem}_errors.png")
-    print(f"drawn: plots/{model.stem}_errors.png, the {len(errors)} surest errors")
+    top = errors[np.argsort(-np.abs(dog[errors] - 0.5), kind="stable")][:args.top]
+    plot_errors([paths[error] for error in top], dog[top], f"plots/{model.stem}_errors.png")
+    print(f"drawn: plots/{model.stem}_errors.png, {len(top)} of {len(errors)} errors, the surest")
 
 
 if __name__ == "__main__":
