@@ -1,7 +1,6 @@
 """See how often, where and how surely a network errs on the test split.
 
-Prints the accuracy with its 95 % interval, the confusion matrix and the log loss, and draws the
-most confident errors into plots/<model>_errors.png, and confusion matrix and reliability diagram
+Draws the surest errors into plots/<model>_errors.png, and confusion matrix and reliability diagram
 into plots/<model>_summary.png. Run it from the repository's top.
 """
 import argparse
@@ -66,30 +65,28 @@ def wilson_interval(right, n):
     return tuple((p + z**2 / (2 * n) + side) / (1 + z**2 / n) for side in (-half, half))
 
 
-def describe_results(classes, dog, animal, confusion):
-    """Return as text what the arguments, as predict_photos gives them, say of the network.
+def print_results(classes, dog, animal, confusion):
+    """Print what the arguments, as predict_photos gives them, say of the network.
 
     `confusion` (2, 2) counts the photos by label and answer.
     """
     right = (dog >= 0.5) == classes
-    lines = [f"{'':6}{'photos':>7}{'right':>7}  accuracy  95 % interval (Wilson)"]
+    print("       photos  right  accuracy  95 % interval (Wilson)")
     for name, which in (("all", classes < 2), ("cats", classes == 0), ("dogs", classes == 1)):
-        rows = right[which]
-        low, high = wilson_interval(rows.sum(), len(rows))
-        lines.append(f"{name:6}{len(rows):7}{rows.sum():7}{rows.mean() * 100:9.2f} %  "
-                     f"{low * 100:.2f} to {high * 100:.2f} %")
-    lines += ["", f"{'':6}{'called cat':>12}{'called dog':>12}"]
-    lines += [f"{label}s  {row[0]:12}{row[1]:12}"
-              for label, row in zip(CLASSES, confusion, strict=True)]
+        n, hits = which.sum(), right[which].sum()
+        low, high = wilson_interval(hits, n)
+        print(f"{name:6}{n:7}{hits:7}{hits / n * 100:8.2f} %  {low * 100:.2f} to "
+              f"{high * 100:.2f} %")
+    print("\n        called cat  called dog")
+    for label, counts in zip(CLASSES, confusion, strict=True):
+        print(f"{label}s  {counts[0]:12}{counts[1]:12}")
     # As in Keras's loss no probability is below 1e-7: one sure error would make it infinite.
-    truth = np.clip(np.where(classes, dog, 1 - dog), 1e-7, 1)
-    lines += ["", f"log loss: {-np.log(truth).mean():.4f}"]
+    print(f"\nlog loss: {-np.log(np.clip(np.where(classes, dog, 1 - dog), 1e-7, 1)).mean():.4f}")
     sure = np.maximum(dog, 1 - dog) >= 0.8  # as in predict.py
     rest = f", of the others {right[sure].mean() * 100:.2f} % are right" if sure.any() else ""
-    lines.append(f"unsure, 20 to 80 %: {(~sure).sum()} photos{rest}")
+    print(f"unsure, 20 to 80 %: {(~sure).sum()} photos{rest}")
     if animal is not None:
-        lines.append(f"called neither a dog nor a cat: {(animal < 0.5).sum()} photos")
-    return "\n".join(lines)
+        print(f"called neither a dog nor a cat: {(animal < 0.5).sum()} photos")
 
 
 def plot_errors(paths, dog, filename):
@@ -125,11 +122,10 @@ def plot_summary(classes, dog, confusion, filename):
         inside = bins == number
         x, share, n = dog[inside].mean(), classes[inside].mean(), inside.sum()
         low, high = wilson_interval(classes[inside].sum(), n)
-        reliability.plot((x, x), (low, high), color="tab:blue", lw=1)
-        reliability.plot(x, share, "o", color="tab:blue")
+        reliability.errorbar(x, share, [[share - low], [high - share]], fmt="o", color="tab:blue")
         reliability.annotate(n, (x, share), (7, -3), textcoords="offset points")
     reliability.plot((0, 1), (0, 1), "--", color="grey", lw=1)
-    reliability.set(title="Reliability: photos in each tenth, with 95 % intervals", xlim=(0, 1.08),
+    reliability.set(title="Reliability: photos in each tenth, with 95 % intervals", xlim=(0, 1.12),
                     ylim=(-0.03, 1.03), xlabel="P(dog), mean of the tenth", ylabel="share of dogs")
     figure.savefig(filename)
 
@@ -149,7 +145,7 @@ def main():
     paths, classes, dog, animal = predict_photos(load_model(model), args.dataset / "test")
     confusion = np.zeros((2, 2), dtype=int)  # label, answer
     np.add.at(confusion, (classes, (dog >= 0.5).astype(int)), 1)
-    print(describe_results(classes, dog, animal, confusion))
+    print_results(classes, dog, animal, confusion)
     os.makedirs("plots", exist_ok=True)
     plot_summary(classes, dog, confusion, f"plots/{model.stem}_summary.png")
     print(f"drawn: plots/{model.stem}_summary.png")
