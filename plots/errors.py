@@ -42,7 +42,7 @@ def predict_photos(model, directory):
     """Return the photos' paths, classes, P(dog) and P(a dog or a cat at all), each (n,).
 
     `directory` has cats/ (class 0) and dogs/ (class 1). Without a second output the last is None.
-    Raises FileNotFoundError where a class has no photos, OpError where one is damaged.
+    Raises FileNotFoundError where a class has no photos, ValueError where one is damaged.
     """
     if not all(any(directory.glob(f"{label}s/*.jpg")) for label in CLASSES):
         raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
@@ -51,7 +51,12 @@ def predict_photos(model, directory):
         shuffle=False, verbose=False)
     paths = [Path(path) for path in photos.file_paths]
     classes = np.array([path.parent.name == "dogs" for path in paths], dtype=int)
-    answers = np.concatenate(tf.nest.flatten(model.predict(photos)), axis=1).astype(np.float64)
+    try:
+        answers = tf.nest.flatten(model.predict(photos))
+    except tf.errors.InvalidArgumentError:
+        raise ValueError(f"a file in {directory} is no photo: prepare_dataset.py with the same "
+                         "source mends the folder") from None
+    answers = np.concatenate(answers, axis=1).astype(np.float64)
     return paths, classes, answers[:, 0], answers[:, 1] if len(answers.T) > 1 else None
 
 
@@ -122,7 +127,8 @@ def plot_summary(classes, dog, confusion, filename):
         inside = bins == number
         x, share, n = dog[inside].mean(), classes[inside].mean(), inside.sum()
         low, high = wilson_interval(classes[inside].sum(), n)
-        reliability.errorbar(x, share, [[share - low], [high - share]], fmt="o", color="tab:blue")
+        reliability.plot((x, x), (low, high), color="tab:blue", lw=1)
+        reliability.plot(x, share, "o", color="tab:blue")
         reliability.annotate(n, (x, share), (7, -3), textcoords="offset points")
     reliability.plot((0, 1), (0, 1), "--", color="grey", lw=1)
     reliability.set(title="Reliability: photos in each tenth, with 95 % intervals", xlim=(0, 1.12),

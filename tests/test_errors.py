@@ -192,7 +192,7 @@ def test_commands_and_what_they_refuse(grey, tmp_path):
         ((ERRORS, "text.jpg", "--dataset", good), "text.jpg"), ((ERRORS, one), "cats"),
         ((ERRORS, one, "--dataset", "empty"), "empty/test"),
         ((ERRORS, one, "--dataset", tmp_path), "prepare_dataset.py"),
-        ((ERRORS, one, "--dataset", "broken"), "image"),
+        ((ERRORS, one, "--dataset", "broken"), "broken/test is no photo"),
         ((ERRORS, one, "--dataset", "three"), "birds"),
         ((ERRORS, one, "--top", "0"), "--top"),
         ((GRAD_CAM, CHELSEA), "models/reference"),
