@@ -1,0 +1,140 @@
+"""A page in the browser: drop a photo, or take one, and read whether it shows a dog or a cat.
+
+It is for this computer alone, http://127.0.0.1:7860. Gradio (https://gradio.app) draws the page.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
+UPLOADS = tempfile.TemporaryDirectory(prefix="web_page_")  # readable by this user, gone at exit
+os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name  # Gradio reads both while it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+try:
+    import gradio as gr
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from PIL import Image, ImageOps
+except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+    sys.exit("stopped")
+
+# What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
+SAMPLE = Path(__file__).resolve().parent.parent / "sample"
+
+
+def load_image(filename, size):
+    """Return the photo as the experiments see it, float32 (1, height, width, 3), RGB, 0 to 255.
+
+    `size` is the network's (height, width). Raises an exception of any sort where `filename`
+    cannot be read, is not a photo, or is damaged.
+    """
+    image = Image.open(filename, formats=FORMATS)
+    image.load()
+    upright = image.getexif().get(0x0112, 1) == 1
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright:
+        photo = tf.io.decode_image(Path(filename).read_bytes(), channels=3)  # rounds as in training
+    else:
+        image = ImageOps.exif_transpose(image).convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")  # behind what is transparent
+        photo = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+    return tf.image.resize(photo, size).numpy()[np.newaxis]
+
+
+def load_model(filename):
+    """Return the model in `filename`: photos (n, height, width, 3) in, P(dog) (n, 1) out.
+
+    It may have a second output, P(a dog or a cat at all) (n, 1), below 0.5 for other things.
+    Raises ValueError where the file is damaged, or holds another sort of model, or code.
+    """
+    try:
+        model = keras.models.load_model(filename, compile=False, safe_mode=True)
+        _, height, width, channels = model.input_shape
+        outputs = [output.shape for output in model.outputs]
+        if not (height and width and channels == 3 and outputs in ([(None, 1)], [(None, 1)] * 2)):
+            raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
+    except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot use the model {filename}: {reason}") from None
+    return model
+
+
+def describe(dog, animal=1):
+    """Return in words what P(dog) and P(a dog or a cat at all) mean: unsure from 20 to 80 %."""
+    label, probability = ("dog", dog) if dog >= 0.5 else ("cat", 1 - dog)
+    if animal < 0.5:
+        return f"neither a dog nor a cat, it seems ({label} {probability * 100:.1f} %)"
+    unsure = "unsure, rather a " if probability < 0.8 else ""
+    return f"{unsure}{label} ({probability * 100:.2f} %)"
+
+
+def answer(model, upload):
+    """Return what the page shows next: the photo, the words, the probabilities {of what: 0 to 1}.
+
+    `upload` is Gradio's description of a file, {"path": ...}, or None where the photo was removed.
+    """
+    if not upload:
+        return None, "", None
+    try:
+        photo = load_image(upload["path"], model.input_shape[1:3])
+    except Exception:  # noqa: BLE001, decoders raise all sorts on damaged files
+        words = f"This is not a photo, or it is damaged. I can read {', '.join(FORMATS)}."
+        return None, words, None
+    dog, *animal = np.ravel(model.predict_on_batch(photo)).tolist()
+    probabilities = {"dog": dog, "cat": 1 - dog}
+    if animal:
+        probabilities["a dog or a cat at all"] = animal[0]
+    return gr.skip(), f"## {describe(dog, *animal)}", probabilities
+
+
+def define_page(model):
+    """Return the page: the photo on the left, the answer on the right, photos to try below."""
+    gr.set_static_paths([SAMPLE])  # Gradio shows these where they are, and copies none
+    # Every second, uploads older than ten seconds are deleted. Not at once: two people may ask
+    # about the same photo, and Gradio keeps one copy of it.
+    with gr.Blocks(title="Dog or cat?", analytics_enabled=False, delete_cache=(1, 10)) as page:
+        gr.Markdown("# Dog or cat?\nYour photo stays on this computer. It is deleted in seconds.")
+        with gr.Row():
+            photo = gr.Image(label="Photo", height=360)
+            with gr.Column():
+                words = gr.Markdown()
+                probabilities = gr.Label(label="Probabilities", show_heading=False)
+        examples = gr.Examples([SAMPLE / "chelsea.jpg", *sorted(SAMPLE.glob("test/*.jpg"))], photo)
+        # Without preprocess=False Gradio decodes the file, in any format that Pillow knows.
+        ask = {"fn": partial(answer, model), "inputs": photo, "preprocess": False,
+               "outputs": [photo, words, probabilities]}
+        photo.input(**ask, api_name="answer")
+        examples.load_input_event.then(**ask, api_visibility="private")
+    return page
+
+
+def main():
+    """Show the page until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="(final_model.h5, or models/reference/)")
+    parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
+    args = parser.parse_args()
+    if not args.model:
+        reference = sorted(Path("models/reference").glob("*.keras"))
+        args.model = next(filter(Path.exists, [Path("final_model.h5"), *reference]), None)
+        if not args.model:
+            raise FileNotFoundError("there is no final_model.h5: run finalize_model.py, or name a "
+                                    "model with --model")
+    page = define_page(load_model(args.model))
+    print(f"{args.model} answers at http://127.0.0.1:{args.port} until Ctrl-C", flush=True)
+    page.launch(server_name="127.0.0.1", server_port=args.port, share=False, quiet=True,
+                max_file_size="20mb", footer_links=[], run_history=False, enable_monitoring=False)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
+    try:
+        main()
+    except (KeyboardInterrupt, OSError, ValueError) as error:
+        sys.exit(f"{sys.argv[0]}: {str(error) or 'stopped'}")
