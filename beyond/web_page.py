@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-UPLOADS = tempfile.TemporaryDirectory(prefix="web_page_")  # readable by this user, gone at exit
-os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name  # Gradio reads both while it is imported
+FOLDER = tempfile.TemporaryDirectory(prefix="web_page_")  # for this user's eyes, gone at exit
+UPLOADS = Path(FOLDER.name).resolve()
+os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS)  # Gradio reads both while it is imported
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 try:
     import gradio as gr
@@ -82,7 +83,10 @@ def answer(model, upload):
     if not upload:
         return None, "", None
     try:
-        photo = load_image(upload["path"], model.input_shape[1:3])
+        path = Path(upload["path"]).resolve()
+        if not {UPLOADS, SAMPLE} & {*path.parents}:  # Gradio lets programs ask for any file
+            raise ValueError("no file of this page")
+        photo = load_image(path, model.input_shape[1:3])
     except Exception:  # noqa: BLE001, decoders raise all sorts on damaged files
         words = f"This is not a photo, or it is damaged. I can read {', '.join(FORMATS)}."
         return None, words, None
@@ -99,13 +103,14 @@ def define_page(model):
     # Every second, uploads older than ten seconds are deleted. Not at once: two people may ask
     # about the same photo, and Gradio keeps one copy of it.
     with gr.Blocks(title="Dog or cat?", analytics_enabled=False, delete_cache=(1, 10)) as page:
-        gr.Markdown("# Dog or cat?\nYour photo stays on this computer. It is deleted in seconds.")
+        gr.Markdown("# Dog or cat?\nYour photo stays on this computer, and no copy is kept.")
         with gr.Row():
             photo = gr.Image(label="Photo", height=360)
             with gr.Column():
                 words = gr.Markdown()
                 probabilities = gr.Label(label="Probabilities", show_heading=False)
-        examples = gr.Examples([SAMPLE / "chelsea.jpg", *sorted(SAMPLE.glob("test/*.jpg"))], photo)
+        examples = gr.Examples([SAMPLE / "chelsea.jpg", *sorted(SAMPLE.glob("test/*.jpg"))], photo,
+                               label="To try: a photo, and drawings")
         # Without preprocess=False Gradio decodes the file, in any format that Pillow knows.
         ask = {"fn": partial(answer, model), "inputs": photo, "preprocess": False,
                "outputs": [photo, words, probabilities]}
