@@ -183,7 +183,7 @@ def test_export_model(keras, tmp_path):
         ("text.keras",), ("nowhere.jpg",), ("file",),
     ), strict=True):
         assert_refused(result, *words)
-    assert len(list((tmp_path / "exported").iterdir())) == 2 * len(models)
+    assert len(list((tmp_path / "exported").iterdir())) == 3 * len(models)
 
 
 def test_classify_photo(keras, few, tmp_path):
