@@ -94,7 +94,7 @@ def summarize_diagnostics(name):
             axes.plot([*rows], [float(r[key]) for r in rows.values()], ".-", c=color, label=label)
         axes.set(title=f"{name}: {metric}", xlabel="epoch", xlim=(0, len(rows) + 1), ylim=ylim)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        axes.legend(loc="center right")  # the curves run along the edges
     figure.savefig(f"plots/{name}_plot.png")
     print(f"> {float(rows[len(rows)]['val_accuracy']) * 100:.3f}")
 
