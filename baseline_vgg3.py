@@ -10,15 +10,16 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-try:
-    import keras
-    import tensorflow as tf
-    from keras import layers
-    from matplotlib.figure import Figure
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
-    sys.exit("stopped")
+if __name__ == "__main__":  # Ctrl-C ends a run as a kill does: no half-written file looks whole
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+import keras
+import tensorflow as tf
+from keras import layers
+from matplotlib.figure import Figure
+
 EPOCHS = 20
 
 
@@ -112,5 +113,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")  # Keras's, as of a backup that another network has left
     try:
         run_test_harness()
-    except (KeyboardInterrupt, OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped; --resume goes on'}")
+    except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split())}")

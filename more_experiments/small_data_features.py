@@ -1,8 +1,7 @@
 """The small data set with VGG-16's features: a new classifier on its frozen convolutions, 150x150.
 
-Nothing is augmented, so that each photo passes through VGG-16 once. The book only divides by 255.
-Published validation accuracy: 90 to 93 % (announced in "Keras in Chinese", chapter 6; the recipe
-is that of Francois Chollet, "Deep Learning with Python", 2017, section 5.3).
+Nothing is augmented: each photo passes VGG-16 once. Published validation accuracy: 90 to 93 %
+("Keras in Chinese", chapter 6; recipe: Francois Chollet, "Deep Learning with Python", 2017, 5.3).
 """
 import argparse
 import csv
@@ -12,16 +11,17 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-try:
-    import keras
-    import numpy as np
-    import tensorflow as tf
-    from keras import layers
-    from matplotlib.figure import Figure
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
-    sys.exit("stopped")
+if __name__ == "__main__":  # Ctrl-C ends a run as a kill does: no half-written file looks whole
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from matplotlib.figure import Figure
+
 EPOCHS = 30
 
 
@@ -40,7 +40,7 @@ def define_model(weights):
     # VGG-16 was trained on BGR photos: with its first kernel's channels reversed it takes RGB.
     kernel, bias = base.layers[1].get_weights()
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
-    # It was trained on photos less ImageNet's means, too.
+    # It was trained on photos less ImageNet's means, too; the book only divides by 255.
     means = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
     vgg16 = keras.Sequential([keras.Input((150, 150, 3)), means, *base.layers[1:]])
     classifier = keras.Sequential([
@@ -146,5 +146,5 @@ def run_test_harness():
 if __name__ == "__main__":
     try:
         run_test_harness()
-    except (KeyboardInterrupt, OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped; --resume goes on'}")
+    except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split())}")

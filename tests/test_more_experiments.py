@@ -4,13 +4,12 @@ import csv
 import importlib
 import re
 import shutil
-import signal
 import subprocess
-import time
+import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_refused, command, run_several
+from conftest import ROOT, assert_refused, run_several
 from PIL import Image
 
 MORE = sorted(path.name for path in (ROOT / "more_experiments").glob("*.py"))
@@ -179,19 +178,27 @@ def test_in_memory_dataset(small):
     assert script.load_dataset(small, 1)[0] == paths != script.load_dataset(small, 2)[0]
 
 
+# Ctrl-C in the middle of a backup, of which there is one before: it must not look whole later.
+CTRL_C_IN_BACKUP = """
+import h5py, os, pathlib, runpy, signal, sys
+def write(group, name, value, original=h5py.Group.__setitem__):
+    original(group, name, value)
+    if list(pathlib.Path("plots/backup").glob("*/latest.weights.h5.bkp")):
+        os.kill(os.getpid(), signal.SIGINT)
+h5py.Group.__setitem__ = write
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_resumes(small, tmp_path):
-    """Stopped in the second epoch, resumed to the third, and told to do what is done: no more."""
+    """Stopped in the second backup, resumed to the third epoch, and told to do what is done."""
     script, options = "more_experiments/small_data_augmentation.py", (
         "--dataset", small, "--epochs", "3", "--steps", "2", "--seed", "2")
     history = tmp_path / "plots/small_data_augmentation_seed2_history.csv"
-    process = subprocess.Popen(command(script, *options), cwd=tmp_path, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None and not (history.exists() and "\n1," in history.read_text()):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and "--resume" in err
-    assert len(err.strip().splitlines()) == 1, err
+    stopped = subprocess.run([sys.executable, "-c", CTRL_C_IN_BACKUP, ROOT / script, *options],
+                             cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert (stopped.returncode, stopped.stderr) == (1, "stopped; --resume goes on\n")
     for code, out, err in run_several(*[(script, *options, "--resume")] * 2, cwd=tmp_path):
         assert (code, err) == (0, "") and "Epoch 1/3" not in out
     rows = [row.split(",")[0] for row in history.read_text().splitlines()[1:]]

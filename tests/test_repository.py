@@ -72,7 +72,7 @@ def test_copies_in_more_experiments():
 
 # What a statement of plumbing names: options, resuming, errors, files.
 PLUMBING = {"argparse", "parser", "args", "os", "shutil", "sys", "warnings", "Path", "history",
-            "backup", "resume", "name", "KeyboardInterrupt"}
+            "backup", "resume", "name"}
 
 
 def count_plumbing(tree):
@@ -82,8 +82,11 @@ def count_plumbing(tree):
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom | ast.Try | ast.If):
             lines.update(range(node.lineno, node.end_lineno + 1))
-        if isinstance(node, ast.Try):
-            lines.difference_update(statement.lineno for statement in node.body)
+        for part in ast.walk(node):
+            if isinstance(part, ast.Import | ast.ImportFrom):
+                module = getattr(part, "module", None) or part.names[0].name
+                if module.split(".")[0] not in sys.stdlib_module_names:
+                    lines.discard(part.lineno)
         if isinstance(node, ast.FunctionDef) and node.name == "run_test_harness":
             for statement in node.body:
                 names = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
@@ -108,7 +111,9 @@ def test_the_lesson_is_the_larger_part(name, most):
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):  # no function inside a function
             assert sum(isinstance(n, ast.FunctionDef) for n in ast.walk(function)) == 1
-    assert "signal" not in text
+    # Ctrl-C's handler is one line. As an exception it would let HDF5 close a backup half written,
+    # which Keras takes for a whole one; what a kill leaves makes it take the one before.
+    assert len(re.findall(r"signal\(|\batexit\b", text)) == 1
     load_image = read_functions("predict")["load_image"].split('"""')[2].strip("\n")
     assert len(load_image.splitlines()) <= 10
 
