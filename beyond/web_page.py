@@ -1,9 +1,12 @@
-"""A page in the browser: drop a photo, or take one, and read whether it shows a dog or a cat.
+"""A page in the browser: drop a photo, or take one; see whether it shows a dog or a cat, and where.
 
-It is for this computer alone, http://127.0.0.1:7860. Gradio (https://gradio.app) draws the page.
+The page is for this computer alone, http://127.0.0.1:7860. Gradio (https://gradio.app) draws it.
+Where the network sees its dog or its cat is shown by grad_cam.py's heat map.
 """
 
 import argparse
+import base64
+import io
 import os
 import sys
 import tempfile
@@ -21,6 +24,8 @@ try:
     import keras
     import numpy as np
     import tensorflow as tf
+    from keras import layers
+    from matplotlib import colormaps
     from PIL import Image, ImageOps
 except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
     sys.exit("stopped")
@@ -28,6 +33,8 @@ except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
 # What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
 SAMPLE = Path(__file__).resolve().parent.parent / "sample"
+# What the last map may come from: the convolution, or what is done to it in place.
+MAPS = (layers.Conv2D, layers.Add, layers.BatchNormalization, layers.Activation, layers.ReLU)
 
 
 def load_image(filename, size):
@@ -48,10 +55,22 @@ def load_image(filename, size):
     return tf.image.resize(photo, size).numpy()[np.newaxis]
 
 
-def load_model(filename):
-    """Return the model in `filename`: photos (n, height, width, 3) in, P(dog) (n, 1) out.
+class LastMap:
+    """Remembers the last map (1, height, width, channels) that it was shown, as `map`.
 
-    It may have a second output, P(a dog or a cat at all) (n, 1), below 0.5 for other things.
+    Keras shows a layer's output to its activity regularizer, in networks within networks, too.
+    """
+
+    def __call__(self, output):
+        if len(output.shape) == 4:
+            self.map = output
+        return tf.zeros(())  # the penalty that Keras asks for
+
+
+def load_model(filename):
+    """Return the model in `filename`, photos (n, height, width, 3) in, logits (n, 1) out; its map.
+
+    The map is a LastMap: that of the last convolution, with what is added to it and its activation.
     Raises ValueError where the file is damaged, or holds another sort of model, or code.
     """
     try:
@@ -60,10 +79,20 @@ def load_model(filename):
         outputs = [output.shape for output in model.outputs]
         if not (height and width and channels == 3 and outputs in ([(None, 1)], [(None, 1)] * 2)):
             raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
+        parts, last, ends = [model], LastMap(), 0
+        for layer in parts:
+            parts += getattr(layer, "layers", [])  # of a network within the network
+            if isinstance(layer, MAPS):
+                layer.activity_regularizer = last
+            # P(dog) of a sure dog is 1, rounded, and its gradient 0. That of the logit is not.
+            if isinstance(layer, layers.Dense) and layer.activation is keras.activations.sigmoid:
+                layer.activation, ends = None, ends + layer.units
+        if ends != len(outputs) or not any(isinstance(part, layers.Conv2D) for part in parts):
+            raise ValueError("it lacks a convolution, or Dense(1, activation='sigmoid')")
     except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot use the model {filename}: {reason}") from None
-    return model
+    return model, last
 
 
 def describe(dog, animal=1):
@@ -75,13 +104,39 @@ def describe(dog, animal=1):
     return f"{unsure}{label} ({probability * 100:.2f} %)"
 
 
-def answer(model, upload):
-    """Return what the page shows next: the photo, the words, the probabilities {of what: 0 to 1}.
+def grad_cam(model, last, photo):
+    """Return the model's probabilities, (1,) or (2,), and the heat map for its answer.
+
+    `photo` is (1, height, width, 3), 0 to 255; the map is (rows, columns) of the last convolution,
+    0 where nothing speaks for the answer, dog or cat, to 1 where most does.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(photo)
+        logits = [tf.cast(logit, tf.float32) for logit in tf.nest.flatten(model(photo))]
+        answer = tf.abs(logits[0])  # what speaks for a dog, or, below 0, for a cat
+    gradient = tf.cast(tape.gradient(answer, last.map), tf.float32)  # exact in any precision
+    weights = tf.reduce_mean(gradient, axis=(0, 1, 2))  # of the channels: equation 1
+    heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(last.map, tf.float32), axis=-1))[0]  # 2
+    return tf.sigmoid(logits).numpy().ravel(), heat / max(tf.reduce_max(heat), 1e-12)
+
+
+def draw_heat(photo, heat):
+    """Return as HTML `photo` (1, height, width, 3), 0 to 255, under `heat`: blue is 0, red is 1."""
+    photo, file = Image.fromarray(np.uint8(photo[0])), io.BytesIO()
+    heat = Image.fromarray(np.uint8(heat * 255)).resize(photo.size)
+    colours = Image.fromarray(colormaps["jet"](np.asarray(heat), bytes=True)).convert("RGB")
+    Image.blend(photo, colours, 0.5).save(file, "PNG")
+    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f'<img src="{source}" alt="heat map" height="240"> Red is what speaks for the answer.'
+
+
+def answer(model, last, upload):
+    """Return what the page shows next: photo, words, probabilities {of what: 0 to 1}, heat map.
 
     `upload` is Gradio's description of a file, {"path": ...}, or None where the photo was removed.
     """
     if not upload:
-        return None, "", None
+        return None, "", None, None
     try:
         path = Path(upload["path"]).resolve()
         if not {UPLOADS, SAMPLE} & {*path.parents}:  # Gradio lets programs ask for any file
@@ -89,15 +144,16 @@ def answer(model, upload):
         photo = load_image(path, model.input_shape[1:3])
     except Exception:  # noqa: BLE001, decoders raise all sorts on damaged files
         words = f"This is not a photo, or it is damaged. I can read {', '.join(FORMATS)}."
-        return None, words, None
-    dog, *animal = np.ravel(model.predict_on_batch(photo)).tolist()
+        return None, words, None, None
+    answers, heat = grad_cam(model, last, tf.constant(photo))
+    dog, *animal = answers.tolist()
     probabilities = {"dog": dog, "cat": 1 - dog}
     if animal:
         probabilities["a dog or a cat at all"] = animal[0]
-    return gr.skip(), f"## {describe(dog, *animal)}", probabilities
+    return gr.skip(), f"## {describe(dog, *animal)}", probabilities, draw_heat(photo, heat)
 
 
-def define_page(model):
+def define_page(model, last):
     """Return the page: the photo on the left, the answer on the right, photos to try below."""
     gr.set_static_paths([SAMPLE])  # Gradio shows these where they are, and copies none
     # Every second, uploads older than ten seconds are deleted. Not at once: two people may ask
@@ -109,11 +165,13 @@ def define_page(model):
             with gr.Column():
                 words = gr.Markdown()
                 probabilities = gr.Label(label="Probabilities", show_heading=False)
+                heat = gr.HTML()  # which, unlike an image, Gradio keeps in no file
         examples = gr.Examples([SAMPLE / "chelsea.jpg", *sorted(SAMPLE.glob("test/*.jpg"))], photo,
                                label="To try: a photo, and drawings")
         # Without preprocess=False Gradio decodes the file, in any format that Pillow knows.
-        ask = {"fn": partial(answer, model), "inputs": photo, "preprocess": False,
-               "outputs": [photo, words, probabilities]}
+        # One photo at a time passes through the model: `last` remembers the map of one.
+        ask = {"fn": partial(answer, model, last), "inputs": photo, "preprocess": False,
+               "outputs": [photo, words, probabilities, heat], "concurrency_id": "one by one"}
         photo.input(**ask, api_name="answer")
         examples.load_input_event.then(**ask, api_visibility="private")
     return page
@@ -131,7 +189,7 @@ def main():
         if not args.model:
             raise FileNotFoundError("there is no final_model.h5: run finalize_model.py, or name a "
                                     "model with --model")
-    page = define_page(load_model(args.model))
+    page = define_page(*load_model(args.model))
     print(f"{args.model} answers at http://127.0.0.1:{args.port} until Ctrl-C", flush=True)
     page.launch(server_name="127.0.0.1", server_port=args.port, share=False, quiet=True,
                 max_file_size="20mb", footer_links=[], run_history=False, enable_monitoring=False)

@@ -2,7 +2,9 @@
 
 import base64
 import importlib.util
+import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import keras
+import numpy as np
 import pytest
 from conftest import ROOT, assert_refused, command, run_several
 from PIL import Image
@@ -49,9 +52,10 @@ def is_up(url):
 def model(tmp_path_factory):
     """A model for which dark photos are cats, bright ones dogs, and black ones neither."""
     photo = keras.Input((8, 8, 3))
-    brightness = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(photo))
+    grey = keras.layers.Conv2D(1, 1, kernel_initializer=keras.initializers.Constant(1 / 765))
+    brightness = keras.layers.GlobalAveragePooling2D()(grey(photo))
     outputs = [keras.layers.Dense(
-        1, "sigmoid", kernel_initializer=keras.initializers.Constant(slope / 3),
+        1, "sigmoid", kernel_initializer=keras.initializers.Constant(slope),
         bias_initializer=keras.initializers.Constant(-slope * middle))(brightness)
         for slope, middle in ((30, 0.7), (100, 0.1))]
     path = tmp_path_factory.mktemp("model") / "brightness.keras"
@@ -153,9 +157,15 @@ def test_simultaneous(server, tmp_path):
     with ThreadPoolExecutor(len(wanted)) as pool:
         answers = list(pool.map(lambda label: client.predict(
             handle_file(photos[label]), api_name="/answer"), wanted))
-    for label, (_, words, probabilities) in zip(wanted, answers, strict=True):
+    for label, (_, words, probabilities, heat) in zip(wanted, answers, strict=True):
         assert words.startswith(f"## {label}"), (label, words)
         assert len(probabilities["confidences"]) == 3
+        png = base64.b64decode(re.search(r'base64,([^"]+)"', heat)[1])
+        with Image.open(io.BytesIO(png)) as image:
+            assert image.size == (8, 8)
+            red, _, blue = np.asarray(image.convert("RGB"), int).mean(axis=(0, 1))
+        # white under red, black under blue; the cat's map speaks against brightness
+        assert (red > blue) == (label == "dog"), (label, red, blue)
 
 
 def test_refused_by_server(server, tmp_path):
