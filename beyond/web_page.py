@@ -75,9 +75,10 @@ def load_model(filename):
     """
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
-        _, height, width, channels = model.input_shape
+        _, *size, channels = model.input_shape
+        photos = len(size) == 2 and all(size) and channels == 3
         outputs = [output.shape for output in model.outputs]
-        if not (height and width and channels == 3 and outputs in ([(None, 1)], [(None, 1)] * 2)):
+        if not (photos and outputs in ([(None, 1)], [(None, 1)] * 2)):
             raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
         parts, last, ends = [model], LastMap(), 0
         for layer in parts:
