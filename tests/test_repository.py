@@ -102,7 +102,8 @@ def count_plumbing(tree):
                                             *((f"more_experiments/{name}", 150) for name in MORE
                                               if "EPOCHS" in (ROOT / f"more_experiments/{name}.py"
                                                               ).read_text()),
-                                            ("beyond/efficientnet_lite_transfer", 150)])
+                                            ("beyond/efficientnet_lite_transfer", 150),
+                                            ("beyond/resnet_from_scratch", 150)])
 def test_the_lesson_is_the_larger_part(name, most):
     text = (ROOT / f"{name}.py").read_text()
     tree = ast.parse(text)

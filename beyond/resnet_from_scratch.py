@@ -1,0 +1,150 @@
+"""A residual network from scratch: no photos but the training split's, and no weights but its own.
+
+What each ingredient is worth: README.md. Any backend of Keras will do (KERAS_BACKEND=jax).
+"""
+import argparse
+import csv
+import os
+import shutil
+import sys
+from pathlib import Path
+from signal import SIGINT, signal
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
+if __name__ == "__main__":  # Ctrl-C ends a run as a kill does: no half-written file looks whole
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+import keras
+import numpy as np
+from keras import layers
+from matplotlib.figure import Figure
+from PIL import Image
+
+EPOCHS = 100
+# The size of the crops and the part of the epochs where it ends: small ones first (Howard, 2018).
+SIZES = ((96, 0.45), (112, 0.75), (128, 1))
+TEST_SIZE = 160  # at which whole photos look as large as crops did (Touvron and others, 2019)
+
+
+def convolve(x, filters, strides=1):
+    x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
+    return layers.ReLU()(layers.BatchNormalization()(x))  # Ioffe and Szegedy, 2015
+
+
+def define_model(steps):
+    """Return the network, to train `steps` steps: photos (n, any, any, 3), 0 to 255, to P(dog)."""
+    photos = keras.Input((None, None, 3))
+    x = layers.RandomColorJitter((0, 255), 0.2, 0.2, saturation_factor=(0.4, 0.6))(photos)
+    x = layers.Rescaling(1 / 127.5, offset=-1)(layers.RandomFlip("horizontal")(x))
+    x = layers.Conv2D(32, 4, 2, padding="same", activation="relu")(x)
+    for filters, blocks in ((64, 1), (128, 2), (256, 2), (512, 1)):
+        x = convolve(x, filters, strides=2)
+        for _ in range(blocks):  # each learns what to add to its input (He and others, 2015)
+            x = layers.Add()([x, convolve(x, filters)])
+    x = layers.GlobalAveragePooling2D()(x)  # makes a network for photos of any size
+    model = keras.Model(photos, layers.Dense(1, activation="sigmoid", dtype="float32")(x))
+    rate = keras.optimizers.schedules.CosineDecay(  # up to 0.1, then to 0 (Loshchilov, Hutter 2016)
+        0.0, steps - steps // 10, warmup_target=0.1, warmup_steps=steps // 10)
+    # Targets of 0.05 and 0.95: no reward for being surer (Szegedy and others, 2015).
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=0.005),
+                  keras.losses.BinaryCrossentropy(label_smoothing=0.1), metrics=["accuracy"])
+    return model
+
+
+def flow_from_directory(directory, size):
+    """Return the photos of `directory`/{cats,dogs}/, uint8 (n, size, size, 3), 0 to 255, and their
+    classes (n, 1), cat 0, dog 1. Raises FileNotFoundError where a class has no photos."""
+    cats, dogs = (sorted(directory.glob(f"{label}/*.jpg")) for label in ("cats", "dogs"))
+    if not cats or not dogs:
+        raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
+    photos = np.empty((len(cats + dogs), size, size, 3), np.uint8)
+    for photo, path in zip(photos, cats + dogs, strict=True):
+        photo[:] = keras.utils.load_img(path, target_size=(size, size), interpolation="bilinear")
+    return photos, np.repeat([[0.0], [1.0]], [len(cats), len(dogs)], axis=0)
+
+
+class RandomCrops(keras.utils.PyDataset):
+    """Batches of 128 crops of 30 to 100 % of a photo, resized to `size` (Szegedy, 2014)."""
+
+    def __init__(self, photos, classes, size, seed):
+        super().__init__(workers=2)
+        self.photos, self.classes, self.size, self.seed = photos, classes, size, seed
+        self.on_epoch_end()
+
+    def on_epoch_end(self):
+        self.seed += 1
+        self.order = np.random.default_rng(self.seed).permutation(len(self.photos))
+
+    def __len__(self):
+        return len(self.photos) // 128
+
+    def __getitem__(self, index):
+        random = np.random.default_rng((self.seed, index))
+        chosen = self.order[128 * index:128 * (index + 1)]
+        crops = []
+        for photo in self.photos[chosen]:
+            area, stretch = random.uniform((0.3, 0.75), (1, 1.33))
+            sides = np.minimum(200, 200 * np.sqrt([area * stretch, area / stretch]))
+            corner = random.uniform(size=2) * (200 - sides)
+            crops.append(Image.fromarray(photo).resize(
+                (self.size, self.size), Image.BILINEAR, box=(*corner, *corner + sides)))
+        return np.stack(crops), self.classes[chosen]
+
+
+def summarize_diagnostics(name):
+    """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
+    with open(f"plots/{name}_history.csv") as file:  # the last row of an epoch counts
+        rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
+    for axes, (metric, ylim) in zip(figure.subplots(2), limits.items(), strict=True):
+        for key, color, label in ((metric, "blue", "train"), (f"val_{metric}", "orange", "test")):
+            axes.plot([*rows], [float(r[key]) for r in rows.values()], ".-", c=color, label=label)
+        axes.set(title=f"{name}: {metric}", xlabel="epoch", xlim=(0, len(rows) + 1), ylim=ylim)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    figure.savefig(f"plots/{name}_plot.png")
+
+
+def run_test_harness():
+    """Train, print the accuracy on the test split in per cent, save learning curves and model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
+    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
+    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    args = parser.parse_args()
+    name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
+    history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
+    for folder in ("plots", "models"):
+        os.makedirs(folder, exist_ok=True)
+    resume = args.resume and backup.exists()  # a resumed run must not shuffle as its first did
+    seed = args.seed + (history.stat().st_size if resume else 0)
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(args.precision)
+    photos, classes = flow_from_directory(args.dataset / "train", 200)
+    test = flow_from_directory(args.dataset / "test", TEST_SIZE)
+    model = define_model(args.epochs * (len(photos) // 128))
+    model.summary()
+    if shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 would crash
+        raise OSError("no room on the disk for two backups of the network")
+    if backup.exists() and not resume:
+        shutil.rmtree(backup)
+    for size, part in SIZES:  # each goes on from the backup of the one before
+        model.fit(RandomCrops(photos, classes, size, seed), validation_batch_size=128,
+                  validation_data=test, epochs=round(part * args.epochs), callbacks=[
+            keras.callbacks.CSVLogger(history, append=backup.exists()),
+            keras.callbacks.BackupAndRestore(
+                backup, double_checkpoint=True, delete_checkpoint=False)])
+    dog, mirrored = (model.predict(test[0][:, :, ::step], 128, 0) for step in (1, -1))
+    for views, answer in (("one view", dog), ("and its mirror image", (dog + mirrored) / 2)):
+        print(f"> {np.mean((answer > 0.5) == test[1]) * 100:.3f} ({views})")
+    summarize_diagnostics(name)
+    keras.Sequential([keras.Input((TEST_SIZE, TEST_SIZE, 3)), model]).save(f"models/{name}.keras")
+
+
+if __name__ == "__main__":
+    try:
+        run_test_harness()
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split())}")
