@@ -160,7 +160,7 @@ def define_page(model, last):
     # Every second, uploads older than ten seconds are deleted. Not at once: two people may ask
     # about the same photo, and Gradio keeps one copy of it.
     with gr.Blocks(title="Dog or cat?", analytics_enabled=False, delete_cache=(1, 10)) as page:
-        gr.Markdown("# Dog or cat?\nYour photo stays on this computer, for ten seconds.")
+        gr.Markdown("# Dog or cat?\nYour photo does not leave this computer.")
         with gr.Row():
             photo = gr.Image(label="Photo", height=360)
             with gr.Column():
