@@ -41,6 +41,9 @@ def test_copies_of_the_pipeline():
         below = [(ROOT / f"{script}.py").read_text().split("def flow_from_directory")[1]
                  for script in (FAMILY[0], name)]
         assert below[0] == below[1]
+    many = read_functions("beyond/many_devices")
+    assert list(many) == list(first)
+    assert many["summarize_diagnostics"] == first["summarize_diagnostics"]
     transfer, final = read_functions("vgg16_transfer"), read_functions("finalize_model")
     assert transfer["summarize_diagnostics"] == first["summarize_diagnostics"]
     for function in ("define_model", "extract_features"):
@@ -103,7 +106,8 @@ def count_plumbing(tree):
                                               if "EPOCHS" in (ROOT / f"more_experiments/{name}.py"
                                                               ).read_text()),
                                             ("beyond/efficientnet_lite_transfer", 150),
-                                            ("beyond/resnet_from_scratch", 150)])
+                                            ("beyond/resnet_from_scratch", 150),
+                                            ("beyond/many_devices", 150)])
 def test_the_lesson_is_the_larger_part(name, most):
     text = (ROOT / f"{name}.py").read_text()
     tree = ast.parse(text)
@@ -124,6 +128,7 @@ def test_the_lesson_is_the_larger_part(name, most):
     ("baseline_vgg3", "vgg3_dropout", 16), ("baseline_vgg3", "vgg3_augmentation", 12),
     ("baseline_vgg3", "vgg16_transfer", 110), ("vgg16_transfer", "finalize_model", 70),
     ("prepare_dataset", "prepare_final_dataset", 40),
+    ("vgg3_augmentation", "beyond/many_devices", 100),
     ("more_experiments/small_data_cnn", "more_experiments/small_data_augmentation", 26),
     ("more_experiments/small_data_cnn", "more_experiments/five_conv_300", 70),
     ("baseline_vgg3", "more_experiments/small_cnn_32", 60),
