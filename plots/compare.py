@@ -99,7 +99,8 @@ def plot_comparison(groups, filename):
         axes.set_xlim(left=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  fontsize="small")
     figure.savefig(filename)
 
 
