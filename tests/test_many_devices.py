@@ -57,7 +57,7 @@ def read_history(folder):
 
 def read_output(process):
     """Return (exit status, lines on stdout, lines on stderr), less what the transport says."""
-    streams = process.communicate(timeout=120)
+    streams = process.communicate(timeout=300)
     return process.returncode, *([line for line in text.splitlines() if "[Gloo]" not in line]
                                  for text in streams)
 
