@@ -60,7 +60,7 @@ def flow_from_directory(directory, size):
         raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
     photos = np.empty((len(cats + dogs), size, size, 3), np.uint8)
     for photo, path in zip(photos, cats + dogs, strict=True):
-        photo[:] = keras.utils.load_img(path, target_size=(size, size), interpolation="bilinear")
+        photo[:] = Image.open(path).convert("RGB").resize((size, size), Image.BILINEAR)
     return photos, np.repeat([[0.0], [1.0]], [len(cats), len(dogs)], axis=0)
 
 
@@ -77,7 +77,7 @@ class RandomCrops(keras.utils.PyDataset):
         self.order = np.random.default_rng(self.seed).permutation(len(self.photos))
 
     def __len__(self):
-        return len(self.photos) // 128
+        return max(1, len(self.photos) // 128)
 
     def __getitem__(self, index):
         random = np.random.default_rng([*self.seed, index])
@@ -125,7 +125,7 @@ def run_test_harness():
     keras.config.set_dtype_policy(args.precision)
     photos, classes = flow_from_directory(args.dataset / "train", 200)
     test = flow_from_directory(args.dataset / "test", TEST_SIZE)
-    model = define_model(args.epochs * (len(photos) // 128))
+    model = define_model(args.epochs * max(1, len(photos) // 128))
     model.summary()
     if shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 would crash
         raise OSError("no room on the disk for two backups of the network")

@@ -78,10 +78,14 @@ def test_transfer(prepared, dataset):
 
 def test_resnet(dataset, tmp_path):
     """Crops of three sizes, resumed between two; the model that is saved gives what is printed."""
-    nothing, first, resumed = run_several(
-        (RESNET,), (RESNET, "--dataset", dataset, "--epochs", "2"),
+    for folder in ("train/cats", "train/dogs"):
+        (tmp_path / "bad" / folder).mkdir(parents=True)
+        (tmp_path / "bad" / folder / "text.jpg").write_text("no photo")
+    nothing, no_photo, first, resumed = run_several(
+        (RESNET,), (RESNET, "--dataset", "bad"), (RESNET, "--dataset", dataset, "--epochs", "2"),
         (RESNET, "--dataset", dataset, "--epochs", "3", "--resume"), cwd=tmp_path)
     assert_refused(nothing, "prepare_dataset.py")
+    assert_refused(no_photo, "cats/text.jpg")
     for code, out, err in (first, resumed):
         assert code == 0 and "Traceback" not in out + err, err
     assert "Epoch 2/2" in first[1] and "Epoch 3/3" in resumed[1] and "Epoch 2/" not in resumed[1]
