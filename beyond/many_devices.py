@@ -1,7 +1,6 @@
 """Three VGG blocks with augmentation, on many GPUs and hosts, photos streamed from the disk.
 
-Keras on JAX: each device of each process has a copy of the network, and a part of every batch.
-"""
+Keras on JAX: each device of each process has a copy of the network, and a part of every batch."""
 import argparse
 import csv
 import os
@@ -16,6 +15,7 @@ os.environ["KERAS_BACKEND"] = "jax"  # TensorFlow cannot do it (keras#20585), an
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C ends a run as a kill does: no half-written file looks whole
     signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+import jax
 import keras
 import tensorflow as tf
 from keras import layers
@@ -51,27 +51,27 @@ def define_model(augmentation):
     return model
 
 
-def flow_from_directory(directory, shuffle, batch, cache, devices):
+def flow_from_directory(directory, shuffle, batch, cache):
     """Return this process's share of `directory`/cats (class 0) and `directory`/dogs (class 1):
     uint8 photos (n, 200, 200, 3), 0 to 255, classes (n, 1), weights (n,); all processes together
     have `batch`. `cache` is a folder for decoded photos, "" is memory. Raises FileNotFoundError."""
     paths = sorted([*directory.glob("cats/*.jpg"), *directory.glob("dogs/*.jpg")])
     if len({path.parent for path in paths}) < 2:
         raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
-    # Only whole batches can be split (keras#21167): one photo fills up the last, with weight 0. The
-    # others' weight makes Keras's means over batches those over the photos, each counted once.
+    # Only whole batches can be split (keras#21167): copies of a photo, of weight 0, fill them up.
+    # The others' weight makes Keras's means over batches those over the photos, each counted once.
     padding = -len(paths) % batch
     weights = [1 + padding / len(paths)] * len(paths) + [0.0] * padding
     paths += paths[:1] * padding
     labels = [[float(path.parent.name == "dogs")] for path in paths]
     photos = tf.data.Dataset.from_tensor_slices(([*map(str, paths)], labels, weights))
     photos = photos.shuffle(len(paths)) if shuffle else photos  # alike in all processes: same seed
-    photos = photos.shard(devices.num_processes, devices.data_shard_id).map(
+    photos = photos.shard(jax.process_count(), jax.process_index()).map(
         lambda path, label, weight: (tf.cast(tf.round(tf.image.resize(tf.io.decode_jpeg(
             tf.io.read_file(path), 3), (200, 200))), tf.uint8), label, weight), tf.data.AUTOTUNE)
     if cache is not None:  # keeps the first epoch's share, which 240 MB at a time reshuffle
         photos = photos.cache(cache and f"{cache}/{directory.name}").shuffle(2000 if shuffle else 1)
-    return photos.batch(batch // devices.num_processes).prefetch(tf.data.AUTOTUNE)
+    return photos.batch(batch // jax.process_count()).prefetch(tf.data.AUTOTUNE)
 
 
 def summarize_diagnostics(name):
@@ -89,8 +89,8 @@ def summarize_diagnostics(name):
     figure.savefig(f"plots/{name}_plot.png")
 
 
-def run_test_harness():
-    """Train, print the accuracy on the test split in per cent, save learning curves and model."""
+def run_test_harness(decoded):
+    """Train, print test accuracy, save curves and model; `decoded` is an empty folder to use."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
@@ -106,19 +106,19 @@ def run_test_harness():
     if "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ:
         keras.distribution.initialize()
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
+    if args.batch < 1 or args.batch % jax.device_count():
+        raise ValueError(f"{jax.device_count()} devices cannot share --batch {args.batch}")
     devices = keras.distribution.DataParallel(auto_shard_dataset=False)
-    if args.batch < 1 or args.batch % devices.num_model_replicas:
-        raise ValueError(f"{devices.num_model_replicas} devices cannot share --batch {args.batch}")
     keras.distribution.set_distribution(devices)
-    first = devices.data_shard_id == 0  # it alone prints and writes
+    first = jax.process_index() == 0  # it alone prints and writes
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
     resume = args.resume and backup.exists()  # a resumed run must not shuffle as its first did
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
-    cache = {"memory": "", "disk": (folder := tempfile.TemporaryDirectory()).name}.get(args.cache)
-    train_it = flow_from_directory(args.dataset / "train", True, args.batch, cache, devices)
-    test_it = flow_from_directory(args.dataset / "test", False, args.batch, cache, devices)
+    cache = {"memory": "", "disk": decoded}.get(args.cache)
+    train_it = flow_from_directory(args.dataset / "train", True, args.batch, cache)
+    test_it = flow_from_directory(args.dataset / "test", False, args.batch, cache)
     model = define_model(not args.no_augmentation)
     if first:
         model.summary()
@@ -143,7 +143,8 @@ def run_test_harness():
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # Keras's, as of a backup that another network has left
     try:
-        run_test_harness()
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as decoded:
+            run_test_harness(decoded)
     except (AssertionError, OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
         print(f"{sys.argv[0]}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         os._exit(1)  # sys.exit would wait for the other processes, even for one that is gone

@@ -115,7 +115,15 @@ def test_same_curve_and_a_lost_process(tree, tmp_path):
     assert (folders[2] / "plots/many_devices_plot.png").exists()
 
 
-def test_batch_that_cannot_be_shared(tree, tmp_path):
-    code, out, err = read_output(start(tree, tmp_path, "--batch", "3", env=TWO_DEVICES))
+def test_refused(tree, tmp_path):
+    """A batch that devices cannot share; no photos, after which no folder is left for them."""
+    (tmp_path / "tmp").mkdir()
+    batch, photos = (
+        start(tree, tmp_path / "batch", "--batch", "3", env=TWO_DEVICES),
+        start(tree, tmp_path / "photos", "--dataset", "no", env={"TMPDIR": str(tmp_path / "tmp")}))
+    code, out, err = read_output(batch)
     assert (code, out, len(err)) == (1, [], 1) and "2 devices cannot share --batch 3" in err[0]
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "batch").iterdir())
+    code, out, err = read_output(photos)
+    assert (code, out, len(err)) == (1, [], 1) and "run prepare_dataset.py" in err[0]
+    assert not any(path.is_dir() for path in (tmp_path / "tmp").iterdir())
