@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from signal import SIGINT, signal
 
-os.environ["KERAS_BACKEND"] = "jax"  # TensorFlow cannot do it (keras#20585), and reads photos
+os.environ["KERAS_BACKEND"] = "jax"  # TensorFlow reads photos, but cannot split steps (keras#20585)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C ends a run as a kill does: no half-written file looks whole
     signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
@@ -108,7 +108,7 @@ def run_test_harness(decoded):
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
     if args.batch < 1 or args.batch % jax.device_count():
         raise ValueError(f"{jax.device_count()} devices cannot share --batch {args.batch}")
-    devices = keras.distribution.DataParallel(auto_shard_dataset=False)
+    devices = keras.distribution.DataParallel(auto_shard_dataset=False)  # done above
     keras.distribution.set_distribution(devices)
     first = jax.process_index() == 0  # it alone prints and writes
     for folder in ("plots", "models"):
@@ -124,10 +124,10 @@ def run_test_harness(decoded):
         model.summary()
     if first and backup.exists() and not resume:
         shutil.rmtree(backup)
-    # To save, Keras makes a variable, which all processes would have to make: not so `alone`.
+    # To save, Keras makes a variable, and waits until all processes do: not so `alone`.
     alone, together = (keras.callbacks.LambdaCallback(on_epoch_end=lambda *_, to=to:
                        keras.distribution.set_distribution(to)) for to in (None, devices))
-    restore = keras.callbacks.BackupAndRestore(
+    restore = keras.callbacks.BackupAndRestore(  # which the others only read
         backup, "epoch" if first else 2 ** 60, double_checkpoint=True, delete_checkpoint=False)
     model.fit(train_it, validation_data=test_it, epochs=args.epochs, verbose=int(first), callbacks=[
         keras.callbacks.CSVLogger(history, append=resume), alone, restore, together

@@ -1,7 +1,6 @@
 """A residual network from scratch, without pre-trained weights: longer, and from random crops.
 
-What each ingredient is worth: beyond/README.md. Any backend of Keras will do (KERAS_BACKEND=jax).
-"""
+What each ingredient is worth: beyond/README.md. Runs on any backend (KERAS_BACKEND=jax)."""
 import argparse
 import csv
 import os
@@ -21,30 +20,30 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 EPOCHS = 100
-# Crops of 96 pixels up to 45 % of the epochs, and so on: small ones are faster (Howard, 2018).
+# Crops of 96 pixels until 45 % of the epochs, and so on: small ones are faster (Howard, 2018).
 SIZES = ((96, 0.45), (112, 0.75), (128, 1))
-TEST_SIZE = 160  # at which whole photos look as large as the last crops (Touvron and others, 2019)
+TEST_SIZE = 160  # a crop enlarges its part: so large is an animal in a whole photo of 160 pixels
 
 
 def convolve(x, filters, strides=1):
     x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
-    return layers.ReLU()(layers.BatchNormalization()(x))  # Ioffe and Szegedy, 2015
+    return layers.ReLU()(layers.BatchNormalization()(x))  # which adds the bias
 
 
 def define_model(steps):
-    """Return the network, to train `steps` steps: photos (n, any, any, 3), 0 to 255, to P(dog)."""
+    """Return the network, compiled: photos (n, any, any, 3), 0 to 255, in; P(dog) (n, 1) out."""
     photos = keras.Input((None, None, 3))
-    x = layers.RandomColorJitter(  # while it trains; a saturation of 0.5 changes nothing
-        brightness_factor=0.2, contrast_factor=0.2, saturation_factor=(0.4, 0.6))(photos)
-    x = layers.Rescaling(1 / 127.5, offset=-1)(layers.RandomFlip("horizontal")(x))
+    x = layers.RandomColorJitter((0, 1), brightness_factor=0.2, contrast_factor=0.2,
+                                 saturation_factor=(0.4, 0.6))(layers.Rescaling(1 / 255)(photos))
+    x = layers.Rescaling(2, offset=-1)(layers.RandomFlip("horizontal")(x))
     x = layers.Conv2D(32, 4, 2, padding="same", activation="relu")(x)
     for filters, blocks in ((64, 1), (128, 2), (256, 2), (512, 1)):
         x = convolve(x, filters, strides=2)
-        for _ in range(blocks):  # learn what to add to their input (simplified; He, 2015)
+        for _ in range(blocks):  # each learns what to add to its input (after He, 2015)
             x = layers.Add()([x, convolve(x, filters)])
-    x = layers.GlobalAveragePooling2D()(x)  # makes a network for photos of any size
+    x = layers.GlobalAveragePooling2D()(x)  # 512 means, whatever the size of the photos
     model = keras.Model(photos, layers.Dense(1, activation="sigmoid", dtype="float32")(x))
-    rate = keras.optimizers.schedules.CosineDecay(  # up to 0.1, then to 0 (Loshchilov, Hutter 2016)
+    rate = keras.optimizers.schedules.CosineDecay(  # up to 0.1 in a tenth of the steps, then to 0
         0.0, steps - steps // 10, warmup_target=0.1, warmup_steps=steps // 10)
     model.compile(keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=0.005),
                   # Targets of 0.05 and 0.95: no reward for being surer (Szegedy and others, 2015).
@@ -60,12 +59,13 @@ def flow_from_directory(directory, size):
         raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
     photos = np.empty((len(cats + dogs), size, size, 3), np.uint8)
     for photo, path in zip(photos, cats + dogs, strict=True):
-        photo[:] = Image.open(path).convert("RGB").resize((size, size), Image.BILINEAR)
+        image = Image.open(path).convert("RGB")  # resized between nearest pixels, as in predict.py
+        photo[:] = image.transform((size, size), Image.EXTENT, (0, 0, *image.size), Image.BILINEAR)
     return photos, np.repeat([[0.0], [1.0]], [len(cats), len(dogs)], axis=0)
 
 
 class RandomCrops(keras.utils.PyDataset):
-    """Batches of 128 crops of 30 to 100 % of a photo, resized to `size` (Szegedy, 2014)."""
+    """Batches of 128 crops, 30 to 100 % of a photo, resized to `size` (Szegedy, 2014), by seed."""
 
     def __init__(self, photos, classes, size, seed):
         super().__init__(workers=2)
@@ -80,15 +80,15 @@ class RandomCrops(keras.utils.PyDataset):
         return max(1, len(self.photos) // 128)
 
     def __getitem__(self, index):
-        random = np.random.default_rng([*self.seed, index])
+        random = np.random.default_rng([index, *self.seed])
         chosen = self.order[128 * index:128 * (index + 1)]
         crops = []
         for photo in self.photos[chosen]:
             area, aspect = random.uniform(0.3, 1), random.uniform(0.75, 1.33)
             sides = np.minimum(200, 200 * np.sqrt([area * aspect, area / aspect]))
             start = random.uniform(size=2) * (200 - sides)
-            crops.append(Image.fromarray(photo).resize(
-                (self.size, self.size), Image.BILINEAR, box=(*start, *(start + sides))))
+            crops.append(Image.fromarray(photo).transform(
+                (self.size, self.size), Image.EXTENT, (*start, *(start + sides)), Image.BILINEAR))
         return np.stack(crops), self.classes[chosen]
 
 
@@ -97,7 +97,7 @@ def summarize_diagnostics(name):
     with open(f"plots/{name}_history.csv") as file:  # the last row of an epoch counts
         rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
     figure = Figure(figsize=(8, 8), layout="constrained")
-    limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
+    limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # as elsewhere; smoothing adds 0.2 to the loss
     for axes, (metric, ylim) in zip(figure.subplots(2), limits.items(), strict=True):
         for key, color, label in ((metric, "blue", "train"), (f"val_{metric}", "orange", "test")):
             axes.plot([*rows], [float(r[key]) for r in rows.values()], ".-", c=color, label=label)
@@ -111,7 +111,7 @@ def run_test_harness():
     """Train, print the accuracy on the test split in per cent, save learning curves and model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="rates, sizes depend on it")
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
     parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
@@ -136,7 +136,7 @@ def run_test_harness():
                   validation_data=test, validation_batch_size=128, callbacks=[
                       CSVLogger(history, append=backup.exists()),
                       BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
-    dog, mirrored = (model.predict(photos, 128, 0) for photos in (test[0], test[0][:, :, ::-1]))
+    dog, mirrored = (model.predict(x, 128, verbose=0) for x in (test[0], test[0][:, :, ::-1]))
     print(f"> {np.mean((dog > 0.5) == test[1]) * 100:.3f}, "
           f"asked for its mirror image, too: {np.mean((dog + mirrored > 1) == test[1]) * 100:.3f}")
     summarize_diagnostics(name)
