@@ -90,7 +90,7 @@ def summarize_diagnostics(name):
 
 
 def run_test_harness(decoded):
-    """Train, print test accuracy, save curves and model; `decoded` is an empty folder to use."""
+    """Train, print the accuracy on the test split in per cent, save learning curves and model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
