@@ -41,7 +41,7 @@ def define_model(lite, size, precision):
     dog = layers.Dense(1, activation="sigmoid")(layers.Dropout(0.2)(features))
     breeds = (imagenet := layers.Dense(len(BREEDS), trainable=False))(features)
     imagenet.set_weights([w[..., BREEDS] for w in lite.get_layer("imagenet").get_weights()])
-    # The surest breed tells animals from other things (MaxLogit: Hendrycks and others, 2022).
+    # The surest breed tells animals from other things (MaxLogit: Hendrycks and others, 2019).
     surest = layers.GlobalMaxPooling1D()(layers.Reshape((len(BREEDS), 1))(breeds))
     animal = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", name="animal")(surest)
     return (keras.Model(photos, network(photos)),

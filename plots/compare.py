@@ -1,6 +1,6 @@
 """Lay the learning curves of experiments side by side, and print their accuracies.
 
-Without arguments: the experiments of README's table, your own runs and the reference runs.
+Without arguments: the experiments of the top level, your own runs and the reference runs.
 Several seeds of a script become one line, their mean, in a band from the lowest to the highest.
 Run it from the repository's top.
 """

@@ -55,8 +55,8 @@ def predict_photos(model, directory):
     try:
         answers = tf.nest.flatten(model.predict(photos))
     except tf.errors.InvalidArgumentError:
-        raise ValueError(f"a file in {directory} is no photo: prepare_dataset.py with the same "
-                         "source mends the folder") from None
+        raise ValueError(f"a file in {directory} is no photo: delete the folder, and prepare it "
+                         "anew") from None
     answers = np.concatenate(answers, axis=1).astype(np.float64)
     return paths, classes, answers[:, 0], answers[:, 1] if len(answers.T) > 1 else None
 
