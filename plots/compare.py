@@ -77,7 +77,7 @@ def describe(accuracies):
 def plot_comparison(groups, filename):
     """Draw accuracy over loss of `groups` and save it as PNG `filename`.
 
-    `groups` is {(script, reference run or not): histories (seeds, epochs, 2)}.
+    `groups` is {(script, "" or " (folder)"): histories (seeds, epochs, 2)}.
     """
     figure = Figure(figsize=(10, 9), layout="constrained")
     accuracies, losses = figure.subplots(2)
@@ -85,14 +85,13 @@ def plot_comparison(groups, filename):
     losses.set(title="Cross-Entropy Loss on photos not trained on", ylim=(0, 2), xlabel="epoch")
     scripts = sorted({script for script, _ in groups})
     colours = matplotlib.color_sequences["tab10" if len(scripts) <= 10 else "tab20"]
-    for (script, reference), histories in groups.items():
-        label = (f"{script}{' (reference)' if reference else ''}: {find_published(script)[0]} "
-                 f"{describe(histories[..., 0])}")
+    for (script, folder), histories in groups.items():
+        label = f"{script}{folder}: {find_published(script)[0]} {describe(histories[..., 0])}"
         colour = colours[scripts.index(script) % len(colours)]
         epochs = range(1, histories.shape[1] + 1)
         for column, axes in enumerate((accuracies, losses)):
             values = histories[..., column]
-            style = ".--" if reference else ".-"
+            style = ".--" if folder else ".-"
             axes.plot(epochs, values.mean(0), style, color=colour, label=label)
             axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.25, lw=0)
     for axes in (accuracies, losses):
@@ -107,7 +106,7 @@ def plot_comparison(groups, filename):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="CSV or script",
-                        help="the runs to compare (the experiments of README's table)")
+                        help="the runs to compare (the experiments of the top level)")
     args = parser.parse_args()
     paths = [path for name in args.names for path in find_histories(name)]
     for script in () if args.names else SCRIPTS:
@@ -116,9 +115,10 @@ def main():
         except FileNotFoundError:  # not run yet
             continue
     runs = {}
-    for path in dict.fromkeys(paths):
+    for path in map(Path, dict.fromkeys(map(os.path.relpath, paths))):
+        folder = path.parent.as_posix()
         key = (re.sub(r"(_seed\d+)?(_history)?$", "", path.stem),
-               path.resolve().parent.name == "reference")
+               {"plots": "", "plots/reference": " (reference)"}.get(folder, f" ({folder})"))
         try:
             runs.setdefault(key, []).append(read_history(path))
         except (OSError, ValueError) as error:
@@ -131,13 +131,13 @@ def main():
     groups = dict(sorted(groups.items(), key=lambda group: -group[1][:, -1, 0].mean()))
     plot_comparison(groups, "plots/comparison.png")
     lines = [f"{'script':40} {'split':10} epochs  {'final':24} best, % (epoch)  published"]
-    for (script, reference), histories in groups.items():
+    for (script, folder), histories in groups.items():
         split, published = find_published(script)
         mean = histories[..., 0].mean(0)
-        lines.append(f"{script + (' (reference)' if reference else ''):40} {split:10} "
+        lines.append(f"{script + folder:40} {split:10} "
                      f"{len(mean):6}  {describe(histories[..., 0]):24} {mean.max() * 100:7.3f} "
                      f"{f'({mean.argmax() + 1})':>7}  {published:>9}")
-    lines.append("drawn: plots/comparison.png (reference runs dashed)")
+    lines.append("drawn: plots/comparison.png (runs of other folders than plots/ dashed)")
     print("\n".join(lines), flush=True)
 
 

@@ -78,17 +78,20 @@ def test_seeds_are_one_line_in_a_band(plots):
 
 
 def test_compares_what_is_named(plots):
-    shutil.copy(plots / "plots/baseline_vgg1_history.csv", plots / "elsewhere.csv")
+    (plots / "kept").mkdir()  # a copy is not another seed, nor is the same file
+    shutil.copy(plots / "plots/baseline_vgg1_history.csv", plots / "kept")
     # an epoch that was redone counts once, and so does what Keras writes on Windows
     text = HEADER + "0,0.5,0.7,0.1,0.6\n0,0.5,0.7,0.55,0.6\n"
     (plots / "plots/other_history.csv").write_bytes(text.replace("\n", "\r\r\n").encode())
-    done = run("plots/compare.py", "baseline_vgg1.py", "elsewhere.csv", "my_own", "other",
-               "more_experiments/small_data_cnn.py", cwd=plots)
+    done = run("plots/compare.py", "baseline_vgg1.py", "kept/baseline_vgg1_history.csv", "my_own",
+               "other", "more_experiments/small_data_cnn.py",
+               plots / "plots/baseline_vgg1_history.csv", cwd=plots)
     assert done.returncode == 0, done.stderr
     assert [row[:4] for row in read_table(done.stdout)] == [
         ["my_own (reference)", "test", "2", "90.000 %"],
         ["small_data_cnn", "validation", "1", "70.000 %"],
-        ["baseline_vgg1", "test", "3", "65.000 %"], ["elsewhere", "test", "3", "65.000 %"],
+        ["baseline_vgg1", "test", "3", "65.000 %"],
+        ["baseline_vgg1 (kept)", "test", "3", "65.000 %"],
         ["other", "test", "1", "55.000 %"], ["baseline_vgg1 (reference)", "test", "1", "50.000 %"]]
     names = ("baseline_vgg2", "baseline_vgg", "nothing.csv")
     results = run_several(*(("plots/compare.py", "baseline_vgg1", name) for name in names),
