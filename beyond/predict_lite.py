@@ -24,9 +24,11 @@ def load_image(filename, size):
     Resized as tf.image.resize does it, between the two nearest pixels in each direction. Raises an
     exception of any sort where `filename` cannot be read, is not a photo, or is damaged.
     """
-    image = ImageOps.exif_transpose(Image.open(filename, formats=FORMATS)).convert("RGBA")
+    image = ImageOps.exif_transpose(Image.open(filename, formats=FORMATS))
+    image = image.point(lambda value: value / 256) if image.mode[0] == "I" else image  # 16 bit
     white = Image.new("RGBA", image.size, "white")  # behind what is transparent
-    photo = np.asarray(Image.alpha_composite(white, image).convert("RGB"), np.float32)
+    image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    photo = np.asarray(image, np.float32)
     for axis, count in enumerate(size):
         places = (np.arange(count, dtype=np.float32) + 0.5) * (photo.shape[axis] / count) - 0.5
         places = places.clip(0, photo.shape[axis] - 1)

@@ -43,15 +43,15 @@ def load_image(filename, size):
     `size` is the network's (height, width). Raises an exception of any sort where `filename`
     cannot be read, is not a photo, or is damaged.
     """
-    image = Image.open(filename, formats=FORMATS)
-    image.load()
+    (image := Image.open(filename, formats=FORMATS)).load()
     upright = image.getexif().get(0x0112, 1) == 1
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright:
         photo = tf.io.decode_image(Path(filename).read_bytes(), channels=3)  # rounds as in training
     else:
-        image = ImageOps.exif_transpose(image).convert("RGBA")
+        image = ImageOps.exif_transpose(image)
+        image = image.point(lambda value: value / 256) if image.mode[0] == "I" else image  # 16 bit
         white = Image.new("RGBA", image.size, "white")  # behind what is transparent
-        photo = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+        photo = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
     return tf.image.resize(photo, size).numpy()[np.newaxis]
 
 

@@ -1,7 +1,6 @@
 """plots/errors.py and beyond/grad_cam.py: where a network errs, and where it looks."""
 
 import importlib.util
-import inspect
 import math
 import re
 import sys
@@ -85,13 +84,6 @@ def test_errors(grey):
     for name in ("one_errors", "one_summary", "two_errors", "two_summary"):
         with Image.open(grey / f"plots/{name}.png") as plot:
             assert plot.format == "PNG" and min(plot.size) > 200
-
-
-def test_copies():
-    predict, errors, grad_cam = map(load_script, ("predict.py", ERRORS, GRAD_CAM))
-    assert inspect.getsource(errors.load_model) == inspect.getsource(predict.load_model)
-    assert inspect.getsource(grad_cam.load_image) == inspect.getsource(predict.load_image)
-    assert grad_cam.FORMATS == predict.FORMATS
 
 
 def test_the_surest_errors_come_first(grey, monkeypatch):

@@ -21,7 +21,7 @@ def read_functions(name):
     """Return {function: source} of a script, in order."""
     text = (ROOT / f"{name}.py").read_text()
     return {node.name: ast.get_source_segment(text, node) for node in ast.parse(text).body
-            if isinstance(node, ast.FunctionDef)}
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def count_changes(first, second):
@@ -53,6 +53,21 @@ def test_copies_of_the_pipeline():
     for function in ("download_photos", "list_photos", "prepare_photo", "save_photo",
                      "copy_photos"):
         assert dataset[function] == everything[function]
+
+
+def test_copies_in_what_predicts():
+    for original, copy, *functions in (
+            ("predict", "plots/errors", "load_model"), ("predict", "beyond/grad_cam", "load_image"),
+            ("predict", "more_experiments/classify_photo", "load_image", "find_photos"),
+            ("predict", "beyond/predict_lite", "describe"),
+            ("predict", "beyond/web_page", "load_image", "describe"),
+            ("beyond/grad_cam", "beyond/web_page", "LastMap", "load_model", "grad_cam")):
+        first, second = read_functions(original), read_functions(copy)
+        for function in functions:
+            assert first[function] == second[function], (copy, function)
+    formats = {line for path in [*ROOT.glob("*.py"), *ROOT.glob("[!.t]*/*.py")]
+               for line in re.findall("^FORMATS = .*", path.read_text(), re.MULTILINE)}
+    assert len(formats) == 1
 
 
 def test_copies_in_more_experiments():
