@@ -79,9 +79,9 @@ def extract_features(vgg16, photos, shuffle):
     file = Path(f"features/{key.hexdigest()}.float16")
     if not file.exists():
         batches = (vgg16.predict_on_batch(batch) for batch, _ in track(photos, "through VGG-16"))
-        with open(f"{file}.part", "wb") as part:  # one by one: all would take 8 GB of memory
-            part.writelines(batch.astype(np.float16).tobytes() for batch in batches)
-        os.replace(f"{file}.part", file)
+        with open(part := f"{file}.{os.getpid()}", "wb") as rows:  # all at once: 8 GB of memory
+            rows.writelines(batch.astype(np.float16).tobytes() for batch in batches)
+        os.replace(part, file)
     features = np.fromfile(file, np.float16).reshape(-1, *vgg16.output_shape[1:])
     classes = np.array([[Path(path).parent.name == "dogs"] for path in photos.file_paths])
     samples = tf.data.Dataset.from_tensor_slices((features, classes))

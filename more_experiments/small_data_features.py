@@ -80,8 +80,8 @@ def extract_features(vgg16, photos, shuffle):
         key.update(Path(path).read_bytes())
     file = Path(f"features/{key.hexdigest()}.npy")
     if not file.exists():
-        np.save(f"{file}.part.npy", vgg16.predict(photos).astype(np.float32))
-        os.replace(f"{file}.part.npy", file)  # never half of it under that name
+        np.save(part := f"{file}.{os.getpid()}.npy", vgg16.predict(photos).astype(np.float32))
+        os.replace(part, file)  # never half of it under that name
     classes = np.array([[Path(path).parent.name == "dogs"] for path in photos.file_paths])
     samples = tf.data.Dataset.from_tensor_slices((np.load(file), classes))
     samples = samples.shuffle(len(samples)) if shuffle else samples
