@@ -106,7 +106,7 @@ def run_test_harness():
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="10: without fine-tuning")
     parser.add_argument("--network", default="models/efficientnet_lite1.keras")
     parser.add_argument("--size", type=int, default=240, help="of the photos, in pixels")
-    parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
+    parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"])
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
     parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
     args = parser.parse_args()
