@@ -160,6 +160,8 @@ def main():
     parser.add_argument("--test-ratio", type=float, default=0.25,
                         help="share of the photos to test on (%(default)s)")
     args = parser.parse_args()
+    if not 0 < args.test_ratio < 1:
+        parser.error("--test-ratio is between 0 and 1")
     if args.download:
         args.source = download_photos()
     if not args.source.exists():

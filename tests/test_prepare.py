@@ -104,14 +104,20 @@ def test_every_form_of_the_photos(few, tmp_path):
     results = run_several(
         ("prepare_dataset.py",),
         *(("prepare_dataset.py", source, "--output", f"from_{source}") for source in sources),
-        ("prepare_final_dataset.py", "dogs-vs-cats.zip"), cwd=tmp_path,
+        ("prepare_final_dataset.py", "dogs-vs-cats.zip"),
+        ("prepare_dataset.py", "--test-ratio", "0.5", "--output", "halves"), cwd=tmp_path,
     )
-    assert [result[0] for result in results] == [0] * 8, results
+    assert [result[0] for result in results] == [0] * 9, results
     expected = tree(tmp_path / "dataset_dogs_vs_cats")
     assert {Path(name).name for name in expected} == set(photos)
     for source in sources:
         assert tree(tmp_path / f"from_{source}") == expected
     assert len(tree(tmp_path / "finalize_dogs_vs_cats")) == 12
+    random.seed(1)
+    draws = [random.random() for _ in photos]
+    for ratio, top in ((0.25, "dataset_dogs_vs_cats"), (0.5, "halves")):
+        assert sum(draw < ratio for draw in draws) == sum(
+            name.startswith("test/") for name in tree(tmp_path / top))
 
 
 def test_split_of_25000_killed_and_completed(tmp_path):
@@ -190,12 +196,12 @@ def test_odd_photos(few, tmp_path):
     (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "bin/gs").chmod(0o755)
     env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-    results = run_several(("prepare_final_dataset.py",), ("prepare_dataset.py",),
-                          ("predict.py", "train/cat.100.jpg"), cwd=tmp_path, env=env)
+    results = run_several(("prepare_final_dataset.py",), ("prepare_dataset.py",), cwd=tmp_path,
+                          env=env)
     assert not (tmp_path / "started").exists()
     import tensorflow as tf
 
-    for (code, stdout, err), top in zip(results[:2], ("finalize", "dataset"), strict=True):
+    for (code, stdout, err), top in zip(results, ("finalize", "dataset"), strict=True):
         assert code == 0 and err == ""
         photos = {Path(n).name: d for n, d in tree(tmp_path / f"{top}_dogs_vs_cats").items()}
         assert len(photos) == 12 + len(kept) + len(anew)
@@ -270,6 +276,7 @@ def test_bad_input(few, dataset, tmp_path):
         ((few, "--output", "strange"), "strange", "--output"),
         ((few, "--output", "text.zip"), "text.zip"),
         ((few, "--download"), "--download", "not allowed"),
+        ((few, "--test-ratio", "20"), "--test-ratio"),  # a share, not per cent
         (("--downlaod",), "--downlaod"),
     ]
     # a photo that someone put into the tree
