@@ -54,19 +54,21 @@ def test_imagenet_classes(prepared):
 @needs_weights
 def test_transfer(prepared, dataset):
     common = (TRANSFER, "--dataset", dataset, "--size", "32")
-    nothing, frozen, tuned, predicted = run_several(
+    nothing, frozen, tuned, resumed, predicted = run_several(
         (*common, "--network", "nowhere.keras"), (*common, "--epochs", "10"),
-        (*common, "--epochs", "11", "--resume"),
+        (*common, "--epochs", "11", "--resume"),  # there is no backup yet: from the first epoch
+        (*common, "--epochs", "12", "--resume"),
         ("predict.py", CHELSEA, "--model", "models/efficientnet_lite_transfer.keras"),
         cwd=prepared)
     assert_refused(nothing, "nowhere.keras", "prepare_efficientnet_lite.py")
-    for code, out, err in (frozen, tuned, predicted):
+    for code, out, err in (frozen, tuned, resumed, predicted):
         assert code == 0 and "Traceback" not in out + err, err
     assert "Epoch 10/10" in frozen[1] and "Epoch 11/11" in tuned[1]
+    assert re.findall(r"^Epoch (\d+)/", resumed[1], re.MULTILINE) == ["12"]
     with open(prepared / "plots/efficientnet_lite_transfer_history.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["epoch"]) for row in rows] == list(range(11))
-    assert f"> {float(rows[-1]['val_accuracy']) * 100:.3f}\n" in tuned[1]
+    assert [int(row["epoch"]) for row in rows] == list(range(12))
+    assert f"> {float(rows[-1]['val_accuracy']) * 100:.3f}\n" in resumed[1]
     assert (prepared / "plots/efficientnet_lite_transfer_plot.png").exists()
     model = keras.models.load_model(prepared / "models/efficientnet_lite_transfer.keras",
                                     safe_mode=True)

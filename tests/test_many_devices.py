@@ -35,7 +35,7 @@ def start(tree, folder, *arguments, env=None):
     env = {**os.environ, **(env or {}), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
            "JAX_COMPILATION_CACHE_DIR": str(tree.parent / "compiled")}  # saves seconds
     return subprocess.Popen(
-        command(SCRIPT, "--dataset", tree, "--batch", "4", "--no-augmentation", *arguments),
+        command(SCRIPT, "--dataset", tree, "--batch", "4", *arguments),
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -77,8 +77,9 @@ def measure_accuracy(folder, tree):
 
 def test_same_curve_and_a_lost_process(tree, tmp_path):
     folders = [tmp_path / name for name in ("one", "devices", "processes")]
-    running = [start(tree, folders[0], "--epochs", "2"),
-               start(tree, folders[1], "--epochs", "2", env=TWO_DEVICES)]
+    plain = "--no-augmentation", "--epochs"
+    running = [start(tree, folders[0], *plain, "2"),
+               start(tree, folders[1], *plain, "2", env=TWO_DEVICES)]
     for process, folder in zip(running, folders, strict=False):
         code, out, err = read_output(process)
         assert (code, err) == (0, []), err
@@ -86,7 +87,7 @@ def test_same_curve_and_a_lost_process(tree, tmp_path):
         assert abs(float(out[-1][2:]) - measure_accuracy(folder, tree)) < 0.01
 
     # Two processes; the second is lost after two epochs.
-    first, second = start_two(tree, folders[2], "--epochs", "99")
+    first, second = start_two(tree, folders[2], *plain, "99")
     while len(read_history(folders[2])) < 2 and first.poll() is None:
         time.sleep(0.1)
     second.kill()
@@ -102,7 +103,7 @@ def test_same_curve_and_a_lost_process(tree, tmp_path):
         assert np.ptp(losses, axis=0).max() < 1e-4, losses
         assert losses[0][0] != losses[0][1]
 
-    # All are started again, and go on; process 0 alone prints and writes.
+    # All are started again, and go on, with augmentation; process 0 alone prints and writes.
     epochs = len(read_history(folders[2])) + 1
     first, second = start_two(tree, folders[2], "--epochs", epochs, "--resume", "--cache", "disk")
     code, out, err = read_output(first)

@@ -173,6 +173,8 @@ def test_refused_by_server(server, tmp_path):
     import httpx
 
     url, _ = server
+    with pytest.raises(OSError):  # it listens on 127.0.0.1 alone
+        socket.create_connection(("127.0.0.2", urlsplit(url).port), timeout=5)
     big = httpx.post(f"{url}/gradio_api/upload", files={"files": ("big.jpg", bytes(21_000_000))})
     assert big.status_code == 413
     shutil.copy(CHELSEA, tmp_path)
