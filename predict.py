@@ -32,9 +32,9 @@ def load_image(filename, size):
     upright = image.getexif().get(0x0112, 1) == 1
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright:
         photo = tf.io.decode_image(Path(filename).read_bytes(), channels=3)  # rounds as in training
-    else:
+    else:  # turned, 16-bit, transparent and the like
         image = ImageOps.exif_transpose(image)
-        image = image.point(lambda value: value / 256) if image.mode[0] == "I" else image  # 16 bit
+        image = image.convert("I").point(lambda v: v / 256) if image.mode[0] == "I" else image
         white = Image.new("RGBA", image.size, "white")  # behind what is transparent
         photo = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
     return tf.image.resize(photo, size).numpy()[np.newaxis]

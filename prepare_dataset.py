@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from contextlib import suppress
 from functools import partial
@@ -37,7 +38,7 @@ SHA256 = "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"
 PHOTO = re.compile(r"(?:^|/)(cat|dog)(?:\.|s?/)(\d+)\.jpe?g$", re.IGNORECASE)
 # What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")  # what Keras takes for a photo
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
 
 def download_photos():
@@ -98,7 +99,7 @@ def prepare_photo(data):
             return data
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bit
-        image = image.point(lambda value: value / 256)
+        image = image.convert("I").point(lambda value: value / 256)
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")  # behind what is transparent
     file = io.BytesIO()
@@ -192,5 +193,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(f"{sys.argv[0]}: stopped; the same command completes it")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         sys.exit(f"{sys.argv[0]}: {error}")

@@ -96,7 +96,7 @@ def summarize_diagnostics(name):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="center right")  # the curves run along the edges
     figure.savefig(f"plots/{name}_plot.png")
-    print(f"> {float(rows[len(rows)]['val_accuracy']) * 100:.3f}")
+    print(f"> {float(rows[max(rows)]['val_accuracy']) * 100:.3f}")
 
 
 def run_test_harness():

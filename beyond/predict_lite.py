@@ -25,7 +25,7 @@ def load_image(filename, size):
     exception of any sort where `filename` cannot be read, is not a photo, or is damaged.
     """
     image = ImageOps.exif_transpose(Image.open(filename, formats=FORMATS))
-    image = image.point(lambda value: value / 256) if image.mode[0] == "I" else image  # 16 bit
+    image = image.convert("I").point(lambda v: v / 256) if image.mode[0] == "I" else image  # 16 bit
     white = Image.new("RGBA", image.size, "white")  # behind what is transparent
     image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     photo = np.asarray(image, np.float32)
@@ -57,7 +57,9 @@ def load_model(filename):
             shape = predict.get_input_details()["photo"]["shape"]
         finally:
             os.dup2(stderr, 2)
-    except ImportError:
+            os.close(stderr)
+            os.close(null)
+    except ModuleNotFoundError:
         raise ValueError("no LiteRT: pip install -r beyond/requirements_lite.txt") from None
     except Exception as error:  # noqa: BLE001, every sort, from files that are none of its
         raise ValueError(f"cannot use the model {filename}: {error}") from None

@@ -3,7 +3,7 @@
 Chapter 2 of "Keras in Chinese", and the picture of its section 6.6: all methods at once. The
 chapter shows MNIST's digits; here they are photos, since those are what we augment: a digit, as the
 chapter says itself, gains nothing from being turned or mirrored. Its shear of 1.25, radians in the
-Keras of its time, would flatten a photo to a stripe; here it is up to 40 %. Standardization and
+Keras of its time, would stretch a photo threefold; here it is up to 40 %. Standardization and
 whitening are no augmentation: they give each photo one form, computed from all photos. Keras
 standardizes by one mean and one deviation per channel, not per pixel, as the chapter has it.
 """
@@ -39,6 +39,7 @@ def define_augmentations():
         # two layers, since one for both directions always flips both ways at once
         "flips": ("Horizontal and vertical flips", 9, keras.Sequential(
             [layers.RandomFlip("horizontal"), layers.RandomFlip("vertical")])),
+        # not in that chapter
         "zoom": ("Zoom by up to 30 %, in and out", 9, layers.RandomZoom(0.3, **fill)),
         # section 6.6: all of them, with its settings; its shear is 0.2 radians, 20 %
         "combined": ("All: rotation by up to 40 degrees, shifts, shear, zoom by up to 20 %, flips",
@@ -59,9 +60,9 @@ def load_photos(first, limit):
     """
     others = sorted((path for path in first.parent.iterdir() if path.suffix.lower() in SUFFIXES),
                     key=lambda path: (len(path.name), path.name))
-    paths = list(dict.fromkeys([first, *others]))[:limit]
+    paths = list(dict.fromkeys([first, *others]))[:max(0, limit)]
     if len(paths) < 10:
-        raise ValueError(f"ten photos are needed in {first.parent}, it has {len(paths)}")
+        raise ValueError(f"ten photos are needed, {first.parent} and --limit give {len(paths)}")
     photos = []
     for path in paths:
         try:

@@ -1,9 +1,9 @@
 """Export a saved model for deployment: a SavedModel for servers, a LiteRT (TFLite) file for phones.
 
 The end of the tutorial of five_conv_300.py ("Classifying cats and dogs: deep learning hello world",
-Nerd For Tech), which only names these formats. Both are opened again and must give a photo the
-probability that the model gives it. A second file for phones has weights of 8 bits: a quarter of
-the size, and nearly the same answers.
+Nerd For Tech), which names these uses and saves an .h5 file. Both forms are opened again and must
+give a photo the probability that the model gives it. A second file for phones has weights of 8
+bits: a quarter of the size, and nearly the same answers.
 """
 
 import argparse

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")  # what Keras takes for a photo
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
 
 def find_photos(source):

@@ -33,8 +33,8 @@ def define_model():
     model = keras.Sequential([
         keras.Input((150, 150, 3)),
         layers.Rescaling(1 / 255),
-        # augmentation, in training only; the chapter's shear of 0.2 is in radians, nearly 20 %, and
-        # about the photo's centre; Keras 3 shears about its corner, which shifts it, too
+        # augmentation, in training only; the chapter's shear of 0.2 is in radians, nearly 20 %, up
+        # and down about the photo's centre; Keras 3's is sideways about its corner: it shifts, too
         layers.RandomRotation(40 / 360, fill_mode="nearest"),
         layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"),
         layers.RandomShear((0, 0.2), fill_mode="nearest"),  # Keras can't load a single number
@@ -54,7 +54,7 @@ def define_model():
         layers.Dense(512, activation="relu"),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
     ])
-    # RMSprop divides by sqrt(v) + 1e-7 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
+    # RMSprop divides by sqrt(v) + 1e-8 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
     model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-4, epsilon=1e-14),
                   loss="binary_crossentropy", metrics=["accuracy"])
     return model

@@ -2,7 +2,7 @@
 
 Accuracy on the training photos nears 100 % while validation stops early: the overfitting that
 small_data_augmentation.py works on.
-Published validation accuracy: 70 to 72 % after 30 epochs, with 2,000 photos to train on and
+Published validation accuracy: 70 to 72 % in 30 epochs, with 2,000 photos to train on and
 1,000 to validate ("Keras in Chinese", chapter 6, after Francois Chollet, "Deep Learning with
 Python", 2017).
 """
@@ -46,7 +46,7 @@ def define_model():
         layers.Dense(512, activation="relu"),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
     ])
-    # RMSprop divides by sqrt(v) + 1e-7 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
+    # RMSprop divides by sqrt(v) + 1e-8 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
     model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-4, epsilon=1e-14),
                   loss="binary_crossentropy", metrics=["accuracy"])
     return model

@@ -1,7 +1,7 @@
 """The small data set with VGG-16's features: a new classifier on its frozen convolutions, 150x150.
 
-Nothing is augmented: each photo passes VGG-16 once. Published validation accuracy: 90 to 93 %
-("Keras in Chinese", chapter 6; recipe: Francois Chollet, "Deep Learning with Python", 2017, 5.3).
+Nothing is augmented: each photo passes VGG-16 once. Published validation accuracy: 90 to 93 %,
+announced by "Keras in Chinese", chapter 6; recipe: Chollet, "Deep Learning with Python", 2017, 5.3.
 """
 import argparse
 import csv
@@ -50,7 +50,7 @@ def define_model(weights):
         layers.Dropout(0.5),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
     ])
-    # RMSprop divides by sqrt(v) + 1e-7 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
+    # RMSprop divides by sqrt(v) + 1e-8 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
     classifier.compile(optimizer=keras.optimizers.RMSprop(learning_rate=2e-5, epsilon=1e-14),
                        loss="binary_crossentropy", metrics=["accuracy"])
     return vgg16, classifier

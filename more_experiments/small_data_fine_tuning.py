@@ -60,7 +60,7 @@ def define_model(file):
         layers.RandomFlip("horizontal"),
         *trained.layers,
     ])
-    # RMSprop divides by sqrt(v) + 1e-7 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
+    # RMSprop divides by sqrt(v) + 1e-8 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
     model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-5, epsilon=1e-14),
                   loss="binary_crossentropy", metrics=["accuracy"])
     return model
