@@ -14,7 +14,7 @@ from pathlib import Path
 from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-if __name__ == "__main__":  # Ctrl-C ends a run as a kill does: no half-written file looks whole
+if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
     signal(SIGINT, lambda *_: os.write(2, b"stopped\n") and os._exit(1))
 import keras
 import numpy as np
@@ -79,7 +79,7 @@ def extract_features(vgg16, photos, shuffle):
     file = Path(f"features/{key.hexdigest()}.float16")
     if not file.exists():
         batches = (vgg16.predict_on_batch(batch) for batch, _ in track(photos, "through VGG-16"))
-        with open(part := f"{file}.{os.getpid()}", "wb") as rows:  # all at once: 8 GB of memory
+        with open(part := f"{file}.{os.getpid()}", "wb") as rows:  # all at once would take 8 GB
             rows.writelines(batch.astype(np.float16).tobytes() for batch in batches)
         os.replace(part, file)
     features = np.fromfile(file, np.float16).reshape(-1, *vgg16.output_shape[1:])
@@ -95,7 +95,7 @@ def run_test_harness():
     parser.add_argument("--dataset", type=Path, default="finalize_dogs_vs_cats")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--weights", default="imagenet", help="or the path of a notop file")
+    parser.add_argument("--weights", default="imagenet", help="or a file of VGG-16 without its top")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
     args = parser.parse_args()
     os.makedirs("features", exist_ok=True)

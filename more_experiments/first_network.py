@@ -3,7 +3,7 @@
 Chapter 1 of "Keras in Chinese", whose x_train, y_train, x_batch, x_test are left to the reader.
 The data here are random numbers: the classes, ten of them, are drawn without a look at the inputs.
 So there is nothing to learn, and of new samples the network gets one in ten right, as chance would.
-What it gets right beyond that in training it knows by heart.
+What it gets right beyond that in training it has memorized.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A small convnet on 2,000 photos: it learns them by heart.
+"""A small convnet on 2,000 photos: it memorizes them.
 
 Accuracy on the training photos nears 100 % while validation stops early: the overfitting that
 small_data_augmentation.py works on.
@@ -16,7 +16,7 @@ from pathlib import Path
 from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-if __name__ == "__main__":  # Ctrl-C ends a run as a kill does: no half-written file looks whole
+if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
     signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
 import keras
 import tensorflow as tf
@@ -70,7 +70,7 @@ def flow_from_directory(directory, shuffle):
 
 def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
-    with open(f"plots/{name}_history.csv") as file:  # the last row of an epoch counts
+    with open(f"plots/{name}_history.csv") as file:  # an epoch redone by --resume has two rows
         rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
     figure = Figure(figsize=(8, 8), layout="constrained")
     limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
@@ -98,7 +98,7 @@ def run_test_harness():
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run must not shuffle as its first did
+    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
@@ -123,7 +123,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, as of a backup that another network has left
+    warnings.simplefilter("ignore")  # Keras's, e.g. of another network's backup
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-if __name__ == "__main__":  # Ctrl-C ends a run as a kill does: no half-written file looks whole
+if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
     signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
 import keras
 import numpy as np
@@ -90,7 +90,7 @@ def extract_features(vgg16, photos, shuffle):
 
 def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
-    with open(f"plots/{name}_history.csv") as file:  # the last row of an epoch counts
+    with open(f"plots/{name}_history.csv") as file:  # an epoch redone by --resume has two rows
         rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
     figure = Figure(figsize=(8, 8), layout="constrained")
     limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
@@ -110,7 +110,7 @@ def run_test_harness():
     parser.add_argument("--dataset", type=Path, default="cats_and_dogs_small")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--weights", default="imagenet", help="or the path of a notop file")
+    parser.add_argument("--weights", default="imagenet", help="or a file of VGG-16 without its top")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
     parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
     args = parser.parse_args()
@@ -118,7 +118,7 @@ def run_test_harness():
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models", "features"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run must not shuffle as its first did
+    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_photos, validation_photos, test_photos = (

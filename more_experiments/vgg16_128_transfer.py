@@ -18,7 +18,7 @@ from pathlib import Path
 from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-if __name__ == "__main__":  # Ctrl-C ends a run as a kill does: no half-written file looks whole
+if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
     signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
 import keras
 import numpy as np
@@ -86,7 +86,7 @@ class Seconds(keras.callbacks.Callback):
 
 def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
-    with open(f"plots/{name}_history.csv") as file:  # the last row of an epoch counts
+    with open(f"plots/{name}_history.csv") as file:  # an epoch redone by --resume has two rows
         rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
     figure = Figure(figsize=(8, 8), layout="constrained")
     limits = {"loss": (0, 2), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
@@ -106,7 +106,7 @@ def run_test_harness():
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--steps", type=int, default=STEPS, help="batches in an epoch")
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--weights", default="imagenet", help="or the path of a notop file")
+    parser.add_argument("--weights", default="imagenet", help="or a file of VGG-16 without its top")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
     parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
     args = parser.parse_args()
@@ -114,7 +114,7 @@ def run_test_harness():
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run must not shuffle as its first did
+    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
@@ -142,7 +142,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, as of a backup that another network has left
+    warnings.simplefilter("ignore")  # Keras's, e.g. of another network's backup
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
