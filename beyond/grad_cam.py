@@ -122,6 +122,8 @@ def main():
     if not path:
         raise FileNotFoundError("no model in models/reference: name one with --model")
     model, last = load_model(path)
+    if len({path.stem for path in args.photos}) < len(args.photos):
+        raise ValueError("photos of one name would get one picture: give each its own --output")
     os.makedirs(args.output, exist_ok=True)
     for path in args.photos:
         try:

@@ -6,6 +6,7 @@ Pillow alone: pip install -r beyond/requirements_lite.txt
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 try:
@@ -102,6 +103,7 @@ def main():
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
     try:
         sys.exit(main())
     except (KeyboardInterrupt, OSError, ValueError) as error:

@@ -193,6 +193,7 @@ def test_commands_and_what_they_refuse(grey, tmp_path):
         ((GRAD_CAM, CHELSEA, "--model", "ten.keras"), "ten.keras"),
         ((GRAD_CAM, "text.jpg", "--model", "network.keras"), "text.jpg"),
         ((GRAD_CAM, "no.jpg", "--model", "network.keras"), "no.jpg: No such file"),
+        ((GRAD_CAM, CHELSEA, "chelsea.png", "--model", "network.keras"), "--output"),
     ]
     predict = ("predict.py", CHELSEA, "--model", "network.keras")
     drawn = (GRAD_CAM, CHELSEA, CHELSEA.parent / "test/1.jpg", "--output", "heat", "--model",

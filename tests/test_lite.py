@@ -17,12 +17,14 @@ needs_lite = pytest.mark.skipif(not LITE, reason="pip install -r beyond/requirem
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Photos as people have them: JPEG, large, grey, on its side, PNG with transparency."""
+    """Photos as people have them: large, grey, of 16 bits, on its side, PNG with transparency."""
     folder = tmp_path_factory.mktemp("photos")
     with Image.open(ROOT / "sample/chelsea.jpg") as cat:
         cat.save(folder / "cat.jpg", quality=95)
         cat.resize((1600, 1200)).save(folder / "large.jpg", quality=95)
         cat.convert("L").save(folder / "grey.jpg", quality=95)
+        deep = np.asarray(cat.convert("L")).astype(">u2") * 257
+        Image.fromarray(deep.astype(">u2")).save(folder / "deep.tif")
         exif = Image.Exif()
         exif[0x0112] = 6
         cat.transpose(Image.Transpose.ROTATE_90).save(folder / "side.jpg", quality=95, exif=exif)

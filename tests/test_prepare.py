@@ -160,6 +160,7 @@ def test_odd_photos(few, tmp_path):
     rotated = Image.Exif()
     rotated[0x0112] = 6  # to be shown turned by a quarter
     deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+    big_endian = Image.fromarray(np.asarray(deep).astype(">u2"))
     whole = encoded(rgb, quality=90)
     exif_only = whole[:2] + whole[20:]  # without the JFIF marker, as many of Microsoft's are
     kept = {"plain": whole, "gray": encoded(gray), "progressive": encoded(rgb, progressive=True),
@@ -169,6 +170,7 @@ def test_odd_photos(few, tmp_path):
             "cmyk": (encoded(rgb.convert("CMYK")), rgb), "webp": (encoded(rgb, "WEBP"), rgb),
             "palette": (encoded(rgb.quantize(64), "PNG"), rgb),
             "deep": (encoded(deep, "PNG"), gray), "tiff": (encoded(rgb, "TIFF"), rgb),
+            "deep_tiff": (encoded(big_endian, "TIFF"), gray),
             "alpha": (encoded(alpha, "PNG"), Image.composite(
                 rgb, Image.new("RGB", rgb.size, "white"), alpha.getchannel("A"))),
             "gif": (encoded(rgb, "GIF"), rgb),
@@ -260,6 +262,11 @@ def test_bad_input(few, dataset, tmp_path):
     whole = write_zip(tmp_path / "whole.zip", photos).read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[:-100])
     write_zip(tmp_path / "damaged_inner.zip", {"train.zip": b"PK"})
+    with zipfile.ZipFile(tmp_path / "damaged.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train.zip", whole)
+    damaged = bytearray((tmp_path / "damaged.zip").read_bytes())
+    damaged[30 + len("train.zip")] = 0xff  # the first byte that is compressed: no such block
+    (tmp_path / "damaged.zip").write_bytes(damaged)
     shutil.copytree(dataset, tmp_path / "sample")
     shutil.copy(few / "cat.0.jpg", tmp_path / "strange/mine.jpg")
     before = tree(tmp_path / "sample")
@@ -272,6 +279,7 @@ def test_bad_input(few, dataset, tmp_path):
         (("text.zip",), "zip file"),
         (("cut.zip",), "zip file"),
         (("damaged_inner.zip",), "zip file"),
+        (("damaged.zip",), "invalid block"),
         ((few, "--output", "sample"), "sample", "--output"),
         ((few, "--output", "strange"), "strange", "--output"),
         ((few, "--output", "text.zip"), "text.zip"),

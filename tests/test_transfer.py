@@ -238,6 +238,7 @@ def test_load_image_is_what_training_sees(few, tmp_path):
         deep = np.asarray(photo.convert("L")).astype(np.uint16) * 257
         Image.fromarray(deep).save(source / "dog.95.jpg", "PNG")
         photo.convert("L").save(source / "dog.96.jpg")
+        Image.fromarray(deep.astype(">u2")).save(source / "dog.97.jpg", "TIFF")
     assert run("prepare_final_dataset.py", cwd=tmp_path).returncode == 0
     load_image = importlib.import_module("predict").load_image
     paths = sorted((tmp_path / "finalize_dogs_vs_cats").rglob("*.jpg"))
@@ -247,13 +248,13 @@ def test_load_image_is_what_training_sees(few, tmp_path):
         photos = importlib.import_module(name).flow_from_directory(
             tmp_path / "finalize_dogs_vs_cats", *options)
         seen = np.concatenate([batch for batch, _ in photos]).astype("float32")
-        assert len(seen) == 19
+        assert len(seen) == 20
         for path, array in zip(paths, seen, strict=True):
             sample = load_image(path, (size, size))
             assert sample.shape == (1, size, size, 3) and sample.dtype == np.float32
             assert np.abs(sample[0] - array).max() <= rounding, path
             # as the user has it: what training has seen saved anew differs by its compression
-            anew = path.name[:6] in [f"dog.9{digit}" for digit in range(6)]
+            anew = path.name[:6] in [f"dog.9{digit}" for digit in (0, 1, 2, 3, 4, 5, 7)]
             sample = load_image(source / path.name, (size, size))
             assert np.abs(sample[0] - array).mean() <= (3 if anew else rounding), path
 
