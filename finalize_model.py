@@ -34,13 +34,13 @@ def define_model(weights):
     warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         base = keras.applications.VGG16(include_top=False, weights=weights)
-    except Exception as error:  # noqa: BLE001, the download raises a bare one
+    except Exception as error:  # noqa: BLE001, the download raises bare Exception
         raise OSError(f"no weights {weights} (--weights takes a file): {error}") from None
     base.trainable = False
     # VGG-16 was trained on BGR photos: with its first kernel's channels reversed it takes RGB.
     kernel, bias = base.layers[1].get_weights()
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
-    # It was trained on photos less ImageNet's means, too.
+    # ImageNet's channel means were subtracted from its photos, too.
     means = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
     vgg16 = keras.Sequential([keras.Input((224, 224, 3)), means, *base.layers[1:]])
     classifier = keras.Sequential([
@@ -67,10 +67,10 @@ def flow_from_directory(directory):
 
 
 def extract_features(vgg16, photos, shuffle):
-    """Return the iterator over what `vgg16` makes of the iterator `photos`.
+    """Return the iterator over the features that `vgg16` extracts from `photos`.
 
-    Batches of 64: float16 features (n, 7, 7, 512) and bool classes (n, 1). Features are kept in
-    features/, named after all that they depend on; a pass that is interrupted starts anew.
+    Batches of 64: float16 features (n, 7, 7, 512) and bool classes (n, 1). Features are cached in
+    features/ under a hash of all that they depend on; an interrupted pass starts anew.
     """
     key = hashlib.sha256(vgg16.to_json().encode())
     key.update(b"".join(array.tobytes() for array in vgg16.get_weights()))
@@ -96,19 +96,19 @@ def run_test_harness():
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
     parser.add_argument("--weights", default="imagenet", help="or a file of VGG-16 without its top")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
     args = parser.parse_args()
     os.makedirs("features", exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     photos = flow_from_directory(args.dataset)
     vgg16, model = define_model(args.weights)
-    # Both parts in one: when the classifier has been trained, so has its part of this network.
+    # VGG-16 and classifier in one; the layers are shared, so that training `model` trains it, too.
     whole = keras.Sequential([keras.Input((224, 224, 3)), *vgg16.layers, *model.layers])
     whole.summary()
     model.fit(extract_features(vgg16, photos, shuffle=True), epochs=args.epochs)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Keras's advice against HDF5
-    whole.save("final_model.new.h5")  # written whole before it takes the name
+    logging.getLogger("absl").setLevel(logging.ERROR)  # hides Keras's advice against HDF5
+    whole.save("final_model.new.h5")  # a crash here leaves the old model intact
     os.replace("final_model.new.h5", "final_model.h5")
     print("final model: final_model.h5")
 

@@ -14,10 +14,10 @@ try:
     from PIL import Image, ImageOps
     from rich.console import Console
     from rich.progress import Progress
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 
-# What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
+# Formats that photos come in. Pillow would also run programs for some: Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif")
 
@@ -43,8 +43,8 @@ def load_image(filename, size):
 def load_model(filename):
     """Return the model in `filename`: photos (n, height, width, 3) in, P(dog) (n, 1) out.
 
-    It may have a second output, P(a dog or a cat at all) (n, 1), below 0.5 for other things.
-    Raises ValueError where the file is damaged, or holds another sort of model, or code.
+    It may have a second output, P(dog or cat) (n, 1), below 0.5 for other things.
+    Raises ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
     """
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
@@ -53,7 +53,7 @@ def load_model(filename):
         outputs = [output.shape for output in model.outputs]
         if not (photos and outputs in ([(None, 1)], [(None, 1)] * 2)):
             raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
-    except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
+    except Exception as error:  # noqa: BLE001, HDF5 and Keras raise all sorts
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot use the model {filename}: {reason}") from None
     return model
@@ -69,7 +69,7 @@ def find_photos(paths):
 
 
 def describe(dog, animal=1):
-    """Return in words what P(dog) and P(a dog or a cat at all) mean: unsure from 20 to 80 %."""
+    """Return in words what P(dog) and P(dog or cat) mean: unsure from 20 to 80 %."""
     label, probability = ("dog", dog) if dog >= 0.5 else ("cat", 1 - dog)
     if animal < 0.5:
         return f"neither a dog nor a cat, it seems ({label} {probability * 100:.1f} %)"
@@ -78,7 +78,7 @@ def describe(dog, animal=1):
 
 
 def main():
-    """Print a line for each photo; return the exit status, 1 where a file is no photo."""
+    """Print a line for each photo; return the exit status, 1 if a file is not a photo."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="file or folder")
     parser.add_argument("--model", type=Path, help="(final_model.h5, or models/reference/)")
@@ -95,7 +95,7 @@ def main():
     photos = find_photos(args.photos)
     status = 0
     bar = Progress(console=Console(stderr=True), disable=len(photos) < 100,
-                   redirect_stdout=sys.stdout.isatty())  # the lines may go to a file
+                   redirect_stdout=sys.stdout.isatty())  # else rich prints a file's lines to stderr
     with bar:
         for path in bar.track(photos, description="photos"):
             try:
@@ -110,7 +110,7 @@ def main():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
+    warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
     try:
         sys.exit(main())
     except (KeyboardInterrupt, OSError, ValueError) as error:

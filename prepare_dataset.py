@@ -27,7 +27,7 @@ try:
     from matplotlib.figure import Figure
     from PIL import Image, ImageOps
     from rich.progress import track
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 
 # Microsoft's copy of the photos: the same as Kaggle's, numbered anew.
@@ -36,7 +36,7 @@ URL = ("https://download.microsoft.com/download/3/E/1/"
 SHA256 = "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"
 # Kaggle's train/cat.0.jpg, Microsoft's PetImages/Cat/0.jpg
 PHOTO = re.compile(r"(?:^|/)(cat|dog)(?:\.|s?/)(\d+)\.jpe?g$", re.IGNORECASE)
-# What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
+# Formats that photos come in. Pillow would also run programs for some: Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
@@ -48,8 +48,8 @@ def download_photos():
     """
     try:
         return Path(keras.utils.get_file(origin=URL, file_hash=SHA256))
-    except Exception as error:  # noqa: BLE001, get_file's own is a bare one
-        raise OSError(f"{error}; a browser can get it, too: give its path as SOURCE") from None
+    except Exception as error:  # noqa: BLE001, get_file raises bare Exception
+        raise OSError(f"{error}; or download it in a browser and pass it as SOURCE") from None
 
 
 def list_photos(source):
@@ -86,7 +86,7 @@ def prepare_photo(data):
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     try:
         image.load()
-    except OSError:  # a JPEG that was cut off: with an end marker, the rows before decode
+    except OSError:  # truncated JPEG: an end marker lets the rows before it decode
         image = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=FORMATS)
         rows = np.flatnonzero(np.ptp(np.asarray(image.convert("RGB")), axis=1).any(axis=-1))
         if rows.size == 0 or rows[-1] < image.height // 2:
@@ -126,7 +126,7 @@ def save_photo(job):
 def copy_photos(photos):
     """Prepare `photos`, {path to write: function that reads}, and return the paths written.
 
-    What cannot be decoded is left out and named. Uses all cores: decoding frees Python's lock.
+    What cannot be decoded is left out and named. Uses all cores: decoding releases the GIL.
     """
     for folder in {target.parent for target in photos}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,10 +159,10 @@ def main():
     parser.add_argument("--output", type=Path, default="dataset_dogs_vs_cats",
                         help="the folder to build (%(default)s)")
     parser.add_argument("--test-ratio", type=float, default=0.25,
-                        help="share of the photos to test on (%(default)s)")
+                        help="fraction for the test split (%(default)s)")
     args = parser.parse_args()
     if not 0 < args.test_ratio < 1:
-        parser.error("--test-ratio is between 0 and 1")
+        parser.error("--test-ratio must be between 0 and 1")
     if args.download:
         args.source = download_photos()
     if not args.source.exists():
@@ -173,7 +173,7 @@ def main():
     for (label, number), read in list_photos(args.source).items():
         split = "test" if random.random() < args.test_ratio else "train"
         photos[args.output / split / f"{label}s" / f"{label}.{number}.jpg"] = read
-    # A photo of another source would mix with these, and test photos get into training.
+    # Photos of another source would mix in, and test photos end up in the training split.
     if strangers := {path for path in args.output.rglob("*")
                      if path.suffix.lower() in SUFFIXES} - set(photos):
         raise ValueError(f"{min(strangers)} is not one of these photos: delete {args.output} or "
@@ -188,7 +188,7 @@ def main():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
+    warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
     try:
         main()
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ try:
     import tensorflow as tf
     from PIL import Image, ImageOps
     from rich.progress import track
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 
 # Microsoft's copy of the photos: the same as Kaggle's, numbered anew.
@@ -34,7 +34,7 @@ URL = ("https://download.microsoft.com/download/3/E/1/"
 SHA256 = "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"
 # Kaggle's train/cat.0.jpg, Microsoft's PetImages/Cat/0.jpg
 PHOTO = re.compile(r"(?:^|/)(cat|dog)(?:\.|s?/)(\d+)\.jpe?g$", re.IGNORECASE)
-# What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
+# Formats that photos come in. Pillow would also run programs for some: Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
@@ -46,8 +46,8 @@ def download_photos():
     """
     try:
         return Path(keras.utils.get_file(origin=URL, file_hash=SHA256))
-    except Exception as error:  # noqa: BLE001, get_file's own is a bare one
-        raise OSError(f"{error}; a browser can get it, too: give its path as SOURCE") from None
+    except Exception as error:  # noqa: BLE001, get_file raises bare Exception
+        raise OSError(f"{error}; or download it in a browser and pass it as SOURCE") from None
 
 
 def list_photos(source):
@@ -84,7 +84,7 @@ def prepare_photo(data):
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     try:
         image.load()
-    except OSError:  # a JPEG that was cut off: with an end marker, the rows before decode
+    except OSError:  # truncated JPEG: an end marker lets the rows before it decode
         image = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=FORMATS)
         rows = np.flatnonzero(np.ptp(np.asarray(image.convert("RGB")), axis=1).any(axis=-1))
         if rows.size == 0 or rows[-1] < image.height // 2:
@@ -124,7 +124,7 @@ def save_photo(job):
 def copy_photos(photos):
     """Prepare `photos`, {path to write: function that reads}, and return the paths written.
 
-    What cannot be decoded is left out and named. Uses all cores: decoding frees Python's lock.
+    What cannot be decoded is left out and named. Uses all cores: decoding releases the GIL.
     """
     for folder in {target.parent for target in photos}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def main():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
+    warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
     try:
         main()
     except KeyboardInterrupt:

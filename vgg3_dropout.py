@@ -13,7 +13,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import keras
 import tensorflow as tf
 from keras import layers
@@ -86,14 +86,14 @@ def run_test_harness():
     parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
@@ -113,7 +113,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, e.g. of another network's backup
+    warnings.simplefilter("ignore")  # Keras's, e.g. about another network's backup
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

@@ -12,7 +12,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import keras
 import numpy as np
 import tensorflow as tf
@@ -25,8 +25,8 @@ BREEDS = [*range(151, 269), *range(281, 286)]  # the dogs and the cats among Ima
 
 def define_model(lite, size, precision):
     """Return the network, photos (n, size, size, 3), 0 to 255, in, features (n, 1280) out, and two
-    models of these: P(dog) and ImageNet's answers for 123 breeds, to learn, (n, 124); and, to use,
-    P(dog) and P(a dog or a cat at all), each (n, 1). Raises OSError without ImageNet's weights.
+    heads on these: P(dog) with ImageNet's logits for 123 breeds (n, 124), for training; P(dog) and
+    P(dog or cat), each (n, 1), for prediction. `lite` is a path; raises OSError if it is missing.
     """
     if not os.path.exists(lite):
         raise FileNotFoundError(f"no {lite}: run beyond/prepare_efficientnet_lite.py")
@@ -41,7 +41,7 @@ def define_model(lite, size, precision):
     dog = layers.Dense(1, activation="sigmoid")(layers.Dropout(0.2)(features))
     breeds = (imagenet := layers.Dense(len(BREEDS), trainable=False))(features)
     imagenet.set_weights([w[..., BREEDS] for w in lite.get_layer("imagenet").get_weights()])
-    # The surest breed tells animals from other things (MaxLogit: Hendrycks and others, 2019).
+    # The largest breed logit tells animals from other things (MaxLogit: Hendrycks et al., 2019).
     surest = layers.GlobalMaxPooling1D()(layers.Reshape((len(BREEDS), 1))(breeds))
     animal = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", name="animal")(surest)
     return (keras.Model(photos, network(photos)),
@@ -50,7 +50,7 @@ def define_model(lite, size, precision):
 
 
 def loss(true, predicted):
-    """Return the loss (n,): P(dog) is to become right, and the answers for breeds are to stay."""
+    """Return the loss (n,): cross-entropy of P(dog), and how far the breed logits have drifted."""
     forgotten = keras.losses.mean_squared_error(true[:, 1:], predicted[:, 1:])  # Li, Hoiem 2016
     return 0.1 * forgotten + keras.losses.binary_crossentropy(
         true[:, :1], predicted[:, :1], label_smoothing=0.02)
@@ -75,7 +75,7 @@ def flow_from_directory(directory, network, classifier):
 
 
 def augment(photos, targets):
-    """Return random crops, each side 70 to 100 %, half of them mirrored, at the size they had."""
+    """Return random crops of 64 `photos`, sides 70 to 100 %, half mirrored, at their old size."""
     sides = tf.random.uniform([64, 2], 0.7, 1)
     corners = tf.random.uniform([64, 2]) * (1 - sides)
     boxes = tf.concat([corners, corners + sides], axis=1)  # top, left, bottom, right
@@ -107,13 +107,13 @@ def run_test_harness():
     parser.add_argument("--network", default="models/efficientnet_lite1.keras")
     parser.add_argument("--size", type=int, default=240, help="of the photos, in pixels")
     parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"])
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     os.makedirs("plots", exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     network, classifier, answers = define_model(args.network, args.size, args.precision)
     *features, train_it = flow_from_directory(args.dataset / "train", network, classifier)
@@ -124,7 +124,7 @@ def run_test_harness():
         classifier.fit(*features, 64, min(args.epochs, FROZEN_EPOCHS), callbacks=[
             keras.callbacks.CSVLogger(history)], validation_data=test_features)
     steps = max(1, (args.epochs - FROZEN_EPOCHS) * (len(train_it) // 64))
-    rate = keras.optimizers.schedules.CosineDecay(  # up to 1e-4 in a tenth of the steps, then to 0
+    rate = keras.optimizers.schedules.CosineDecay(  # warm-up in a tenth of the steps, then to 0
         0.0, steps - steps // 10, warmup_target=1e-4, warmup_steps=steps // 10)
     model = keras.Sequential([network, classifier])
     model.compile(keras.optimizers.Adam(rate), loss, metrics=[accuracy])
@@ -135,7 +135,7 @@ def run_test_harness():
         keras.callbacks.CSVLogger(history, append=True),
         keras.callbacks.BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
     summarize_diagnostics(name)
-    # P(dog or cat at all) is 0.5 where 1 % of the training photos, every fourth batch, are below.
+    # Calibrated so that 1 % of the training photos (every fourth batch) get P(dog or cat) < 0.5.
     surest = model.predict(train_it.batch(64).shard(4, 0))[:, 1:].max(axis=1)
     answers.get_layer("animal").bias.assign([-np.percentile(surest, 1)])
     for layer in network.layers[-1].layers:  # what is saved runs fast anywhere

@@ -17,11 +17,11 @@ try:
     from keras import layers
     from matplotlib.figure import Figure
     from PIL import Image, ImageOps
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
-# What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
+# Formats that photos come in. Pillow would also run programs for some: Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
-# What the last map may come from: the convolution, or what is done to it in place.
+# What may give the last feature map: a convolution, or a layer after it that keeps its shape.
 MAPS = (layers.Conv2D, layers.Add, layers.BatchNormalization, layers.Activation, layers.ReLU)
 
 
@@ -44,9 +44,9 @@ def load_image(filename, size):
 
 
 class LastMap:
-    """Remembers the last map (1, height, width, channels) that it was shown, as `map`.
+    """Keeps as `map` the last feature map (1, height, width, channels) it was called with.
 
-    Keras shows a layer's output to its activity regularizer, in networks within networks, too.
+    Keras calls a layer's activity regularizer with its output, in nested models, too.
     """
 
     def __call__(self, output):
@@ -58,8 +58,8 @@ class LastMap:
 def load_model(filename):
     """Return the model in `filename`, photos (n, height, width, 3) in, logits (n, 1) out; its map.
 
-    The map is a LastMap: that of the last convolution, with what is added to it and its activation.
-    Raises ValueError where the file is damaged, or holds another sort of model, or code.
+    The map is a LastMap: that of the last convolution, after skip connection and activation.
+    Raises ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
     """
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
@@ -70,15 +70,15 @@ def load_model(filename):
             raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
         parts, last, ends = [model], LastMap(), 0
         for layer in parts:
-            parts += getattr(layer, "layers", [])  # of a network within the network
+            parts += getattr(layer, "layers", [])  # of a nested model
             if isinstance(layer, MAPS):
                 layer.activity_regularizer = last
-            # P(dog) of a sure dog is 1, rounded, and its gradient 0. That of the logit is not.
+            # A confident P(dog) rounds to 1, and its gradient to 0: the logit's gradient does not.
             if isinstance(layer, layers.Dense) and layer.activation is keras.activations.sigmoid:
                 layer.activation, ends = None, ends + layer.units
         if ends != len(outputs) or not any(isinstance(part, layers.Conv2D) for part in parts):
             raise ValueError("it lacks a convolution, or Dense(1, activation='sigmoid')")
-    except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
+    except Exception as error:  # noqa: BLE001, HDF5 and Keras raise all sorts
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot use the model {filename}: {reason}") from None
     return model, last
@@ -88,12 +88,12 @@ def grad_cam(model, last, photo):
     """Return the model's probabilities, (1,) or (2,), and the heat map for its answer.
 
     `photo` is (1, height, width, 3), 0 to 255; the map is (rows, columns) of the last convolution,
-    0 where nothing speaks for the answer, dog or cat, to 1 where most does.
+    0 where nothing supports the answer, dog or cat, to 1 where most does.
     """
     with tf.GradientTape() as tape:
         tape.watch(photo)
         logits = [tf.cast(logit, tf.float32) for logit in tf.nest.flatten(model(photo))]
-        answer = tf.abs(logits[0])  # what speaks for a dog, or, below 0, for a cat
+        answer = tf.abs(logits[0])  # the answer's score: a cat's logit is below 0
     gradient = tf.cast(tape.gradient(answer, last.map), tf.float32)  # exact in any precision
     weights = tf.reduce_mean(gradient, axis=(0, 1, 2))  # of the channels: equation 1
     heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(last.map, tf.float32), axis=-1))[0]  # 2
@@ -123,7 +123,7 @@ def main():
         raise FileNotFoundError("no model in models/reference: name one with --model")
     model, last = load_model(path)
     if len({path.stem for path in args.photos}) < len(args.photos):
-        raise ValueError("photos of one name would get one picture: give each its own --output")
+        raise ValueError("photos of the same name would overwrite each other's picture")
     os.makedirs(args.output, exist_ok=True)
     for path in args.photos:
         try:
@@ -139,7 +139,7 @@ def main():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
+    warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
     try:
         main()
     except (KeyboardInterrupt, OSError, ValueError, tf.errors.OpError) as error:

@@ -14,7 +14,7 @@ from signal import SIGINT, signal
 os.environ["KERAS_BACKEND"] = "jax"  # TensorFlow reads photos, but cannot split steps (keras#20585)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import jax
 import keras
 import tensorflow as tf
@@ -53,23 +53,23 @@ def define_model(augmentation):
 
 def flow_from_directory(directory, shuffle, batch, cache):
     """Return this process's share of `directory`/cats (class 0) and `directory`/dogs (class 1):
-    uint8 photos (n, 200, 200, 3), 0 to 255, classes (n, 1), weights (n,); all processes together
-    have `batch`. `cache` is a folder for decoded photos, "" is memory. Raises FileNotFoundError."""
+    uint8 photos (n, 200, 200, 3), 0 to 255, classes (n, 1), weights (n,); n is `batch` over
+    the number of processes. `cache` is a folder, "" (memory) or None. Raises FileNotFoundError."""
     paths = sorted([*directory.glob("cats/*.jpg"), *directory.glob("dogs/*.jpg")])
     if len({path.parent for path in paths}) < 2:
         raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
     # Only whole batches can be split (keras#21167): copies of a photo, of weight 0, fill them up.
-    # The others' weight makes Keras's means over batches those over the photos, each counted once.
+    # The rest weigh slightly more than 1, so that Keras's averages count each photo exactly once.
     padding = -len(paths) % batch
     weights = [1 + padding / len(paths)] * len(paths) + [0.0] * padding
     paths += paths[:1] * padding
     labels = [[float(path.parent.name == "dogs")] for path in paths]
     photos = tf.data.Dataset.from_tensor_slices(([*map(str, paths)], labels, weights))
-    photos = photos.shuffle(len(paths)) if shuffle else photos  # alike in all processes: same seed
+    photos = photos.shuffle(len(paths)) if shuffle else photos  # same order everywhere: same seed
     photos = photos.shard(jax.process_count(), jax.process_index()).map(
         lambda path, label, weight: (tf.cast(tf.round(tf.image.resize(tf.io.decode_jpeg(
             tf.io.read_file(path), 3), (200, 200))), tf.uint8), label, weight), tf.data.AUTOTUNE)
-    if cache is not None:  # keeps the first epoch's share, which 240 MB at a time reshuffle
+    if cache is not None:  # the first epoch's share, reshuffled in a buffer of 240 MB
         photos = photos.cache(cache and f"{cache}/{directory.name}").shuffle(2000 if shuffle else 1)
     return photos.batch(batch // jax.process_count()).prefetch(tf.data.AUTOTUNE)
 
@@ -95,9 +95,9 @@ def run_test_harness(decoded):
     parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
-    parser.add_argument("--batch", type=int, default=64, help="photos a step, on all devices")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
+    parser.add_argument("--batch", type=int, default=64, help="global batch size, over all devices")
     parser.add_argument("--cache", choices=("memory", "disk", "no"), default="no")
     parser.add_argument("--no-augmentation", action="store_true", help="to compare runs")
     args = parser.parse_args()
@@ -113,7 +113,7 @@ def run_test_harness(decoded):
     first = jax.process_index() == 0  # it alone prints and writes
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     cache = {"memory": "", "disk": decoded}.get(args.cache)
@@ -124,7 +124,7 @@ def run_test_harness(decoded):
         model.summary()
     if first and backup.exists() and not resume:
         shutil.rmtree(backup)
-    # To save, Keras makes a variable, and waits until all processes do: not so `alone`.
+    # Saving creates a variable, for which Keras waits for all processes, but not while `alone`.
     alone, together = (keras.callbacks.LambdaCallback(on_epoch_end=lambda *_, to=to:
                        keras.distribution.set_distribution(to)) for to in (None, devices))
     restore = keras.callbacks.BackupAndRestore(  # which the others only read
@@ -141,7 +141,7 @@ def run_test_harness(decoded):
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, e.g. of another network's backup
+    warnings.simplefilter("ignore")  # Keras's, e.g. about another network's backup
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as decoded:
             run_test_harness(decoded)

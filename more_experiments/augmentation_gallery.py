@@ -20,7 +20,7 @@ try:
     import tensorflow as tf
     from keras import layers
     from matplotlib.figure import Figure
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 
 SIZE = 150
@@ -56,7 +56,7 @@ def load_photos(first, limit):
     """Return the photo `first` and others of its folder, at most `limit` in all, and their names.
 
     float32 (n, 150, 150, 3), RGB, 0 to 255. Raises OSError or ValueError where `first` cannot be
-    read, the folder has fewer than ten photos, or one of them is none.
+    read, the folder has fewer than ten photos, or one is not a photo.
     """
     others = sorted((path for path in first.parent.iterdir() if path.suffix.lower() in SUFFIXES),
                     key=lambda path: (len(path.name), path.name))
@@ -68,7 +68,7 @@ def load_photos(first, limit):
         try:
             photo = tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
         except tf.errors.InvalidArgumentError:
-            raise ValueError(f"{path} is not a JPEG, PNG, GIF or BMP, or damaged") from None
+            raise ValueError(f"{path} is damaged, or not a JPEG, PNG, GIF or BMP") from None
         photos.append(tf.image.resize(photo, (SIZE, SIZE)))
     return np.array(photos), [path.name for path in paths]
 
@@ -117,7 +117,7 @@ def main():
                         "mean, deviation and ZCA from (%(default)s)")
     parser.add_argument("--save-to", type=Path, metavar="DIR",
                         help="write the variants there, too, as aug_<method>_<number>.png")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="random seed (%(default)s)")
     args = parser.parse_args()
     if not args.photo.is_file():
         raise FileNotFoundError(f"there is no photo {args.photo}")

@@ -1,6 +1,6 @@
-"""Say what is in photos: the five most probable of ImageNet's 1,000 classes.
+"""Classify photos: the five most probable of ImageNet's 1,000 classes.
 
-Seven networks that Keras brings, each with its own photo size and preparation ("Keras in Chinese",
+Seven networks that come with Keras, each with its input size and preprocessing ("Keras in Chinese",
 chapter 5, which prints the first class only, and one of its figures for another photo).
 """
 
@@ -18,10 +18,10 @@ try:
     from PIL import Image, ImageOps
     from rich.console import Console
     from rich.progress import Progress, track
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 
-NETWORKS = {  # where its preparation is, the network, height and width of its photos
+NETWORKS = {  # module with preprocess_input, network, (height, width) of its photos
     "vgg16": (applications.vgg16, applications.VGG16, (224, 224)),
     "vgg19": (applications.vgg19, applications.VGG19, (224, 224)),
     "resnet50": (applications.resnet50, applications.ResNet50, (224, 224)),
@@ -31,7 +31,7 @@ NETWORKS = {  # where its preparation is, the network, height and width of its p
     "xception": (applications.xception, applications.Xception, (299, 299)),
     "mobilenet": (applications.mobilenet, applications.MobileNet, (224, 224)),
 }
-# What people have. Other formats of Pillow's start other programs: EPS would run Ghostscript.
+# Formats that photos come in. Pillow would also run programs for some: Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif")
 
@@ -64,7 +64,7 @@ def find_photos(paths):
 
 
 def check_photos(photos, size):
-    """Return those of the paths `photos` that can be loaded, and name the others."""
+    """Return those of the paths `photos` that load_image can read; print why the others fail."""
     good = []
     for path in photos:
         try:
@@ -77,7 +77,7 @@ def check_photos(photos, size):
 
 
 def main():
-    """Print five classes for each photo; return the exit status, 1 where a file is no photo."""
+    """Print five classes for each photo; return the exit status, 1 if a file is not a photo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="file or folder")
     parser.add_argument("--model", choices=NETWORKS, default="vgg16", help="(%(default)s)")
@@ -97,13 +97,13 @@ def main():
         reason = str(error).splitlines()[0]
         raise OSError(f"no weights {args.weights} of {args.model} (--weights takes a file): "
                       f"{reason}") from None
-    # The lines may go to a file.
+    # Redirecting, rich would print to stderr the lines meant for a file.
     with Progress(console=console, disable=few, redirect_stdout=sys.stdout.isatty()) as bar:
         for path in bar.track(good, description="photos"):
             probabilities = model.predict_on_batch(module.preprocess_input(load_image(path, size)))
             try:
                 (classes,) = module.decode_predictions(probabilities, top=5)
-            except Exception as error:  # noqa: BLE001, the download raises a bare one
+            except Exception as error:  # noqa: BLE001, the download raises bare Exception
                 raise OSError(f"no names of the classes, imagenet_class_index.json (a browser can "
                               f"get it into ~/.keras/models): {error}") from None
             print(f"{path}:")
@@ -113,7 +113,7 @@ def main():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Pillow's, of photos that are readable all the same
+    warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
     try:
         sys.exit(main())
     except (KeyboardInterrupt, OSError, ValueError) as error:

@@ -1,8 +1,8 @@
 """Export a saved model for deployment: a SavedModel for servers, a LiteRT (TFLite) file for phones.
 
 The end of the tutorial of five_conv_300.py ("Classifying cats and dogs: deep learning hello world",
-Nerd For Tech), which names these uses and saves an .h5 file. Both forms are opened again and must
-give a photo the probability that the model gives it. A second file for phones has weights of 8
+Nerd For Tech), which names these uses and saves an .h5 file. Both exports are loaded again and must
+give a photo the same probability as the model. A second LiteRT file has weights quantized to 8
 bits: a quarter of the size, and nearly the same answers.
 """
 
@@ -19,15 +19,15 @@ try:
     import keras
     import tensorflow as tf
     from rich.progress import track
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 
 
 def load_model(filename):
     """Return the model in `filename`, float32: photos (n, height, width, 3), 0 to 255, in.
 
-    Out comes {"dog": P(dog) (n, 1)}, and of a model with a second output "dog_or_cat", too. Raises
-    ValueError where the file is damaged, or holds another sort of model, or code.
+    Out: {"dog": P(dog) (n, 1)}, with a second output also {"dog_or_cat": P(dog or cat)}. Raises
+    ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
     """
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
@@ -36,7 +36,7 @@ def load_model(filename):
         if not (len(shape) == 4 and all(shape[1:]) and shape[3] == 3
                 and outputs in ([(None, 1)], [(None, 1)] * 2)):
             raise ValueError(f"it takes {shape} and gives {model.output_shape}")
-    except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
+    except Exception as error:  # noqa: BLE001, HDF5 and Keras raise all sorts
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot use the model {filename}: {reason}") from None
     # LiteRT has no bfloat16: the same network in float32, as its weights are in any case.
@@ -44,7 +44,7 @@ def load_model(filename):
         re.sub(r"(mixed_)?b?float16", "float32", model.to_json()))
     network.set_weights(model.get_weights())
     photo = keras.Input(shape[1:], name="photo")
-    # Called as it is, an exported model would also augment the photos that it is asked about.
+    # Without training=False an exported model would augment the photos that it classifies.
     answers = keras.tree.flatten(network(photo, training=False))
     return keras.Model(photo, dict(zip(("dog", "dog_or_cat"), answers, strict=False)))
 
@@ -57,13 +57,13 @@ def load_image(filename, size):
     try:
         photo = tf.io.decode_image(filename.read_bytes(), channels=3, expand_animations=False)
     except tf.errors.InvalidArgumentError:
-        raise ValueError(f"{filename} is not a JPEG, PNG, GIF or BMP, or damaged") from None
+        raise ValueError(f"{filename} is damaged, or not a JPEG, PNG, GIF or BMP") from None
     return tf.image.resize(photo, size)[tf.newaxis]
 
 
 @contextmanager
 def silence():
-    """Keep away what the converter and LiteRT log from C++, past every setting."""
+    """Hide what the converter and LiteRT log from C++; no setting turns it off."""
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
@@ -75,7 +75,7 @@ def silence():
 
 
 def measure_accuracy(filename, directory, size):
-    """Return the share of photos in `directory`/{cats,dogs}/ that the LiteRT file gets right."""
+    """Return the accuracy, 0 to 1, of the LiteRT file `filename` on `directory`/{cats,dogs}/."""
     predict = tf.lite.Interpreter(str(filename), num_threads=os.cpu_count()).get_signature_runner()
     photos = sorted(directory.glob("cats/*.jpg")) + sorted(directory.glob("dogs/*.jpg"))
     if not photos:
@@ -117,7 +117,7 @@ def main():
         for path, answers in ((directory, served), (lite, on_phone)):
             print(f"    {path}: {float(answers[answer][0, 0]):.6f}")
             if abs(float(answers[answer][0, 0] - expected[0, 0])) > 1e-4:
-                raise ValueError(f"{path} does not give what {args.model} gives")
+                raise ValueError(f"{path} and {args.model} differ by over 1e-4")
     for path in (lite, small):
         accuracy = args.dataset and measure_accuracy(path, args.dataset / "test", (height, width))
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB" +

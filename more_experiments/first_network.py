@@ -15,7 +15,7 @@ try:
     import keras
     import numpy as np
     from keras import layers
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 
 

@@ -4,8 +4,8 @@ An epoch is 8 batches of 128, half of the 2,000 photos. The tutorial validates o
 augments them, too; here on all 1,000, as they are. Its shear of 0.2 was one of 0.2 degrees in the
 Keras of its time, which nobody would see: it is left out. Its code has a `learning_rate` that it
 never defines: here it is Adam's default, 0.001.
-Published validation accuracy: 77.90 % after 70 epochs, and 92.19 % in training, with 2,000 photos
-to train on ("Classifying cats and dogs: deep learning hello world", Nerd For Tech).
+Published validation accuracy: 77.90 % after 70 epochs, and 92.19 % in training, with 2,000
+training photos ("Classifying cats and dogs: deep learning hello world", Nerd For Tech).
 """
 import argparse
 import csv
@@ -18,7 +18,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import keras
 import tensorflow as tf
 from keras import layers
@@ -60,7 +60,7 @@ def flow_from_directory(directory, shuffle):
     """Return the iterator over `directory`/cats (class 0) and `directory`/dogs (class 1).
 
     Batches of BATCH_SIZE: uint8 photos (n, 300, 300, 3), 0 to 255, decoded once and kept in memory
-    (270 kB each), and float32 classes (n, 1). With `shuffle` they come without end, in another
+    (270 kB each), and float32 classes (n, 1). With `shuffle` they repeat without end, in a new
     order each time. Raises FileNotFoundError where a class has no photos.
     """
     if not all(any(directory.glob(f"{label}/*.jpg")) for label in ("cats", "dogs")):
@@ -89,7 +89,7 @@ def summarize_diagnostics(name):
 
 
 def plot_loss_against_accuracy(name):
-    """Draw accuracy over loss, a point for each epoch: the tutorial exchanges their labels."""
+    """Plot accuracy against loss, a point for each epoch: the tutorial swaps the axis labels."""
     with open(f"plots/{name}_history.csv") as file:
         rows = {row["epoch"]: row for row in csv.DictReader(file)}.values()
     figure = Figure(figsize=(8, 6), layout="constrained")
@@ -109,14 +109,14 @@ def run_test_harness():
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--steps", type=int, default=STEPS, help="batches in an epoch")
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
@@ -142,7 +142,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, e.g. of another network's backup
+    warnings.simplefilter("ignore")  # Keras's, e.g. about another network's backup
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

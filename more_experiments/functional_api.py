@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-u
 try:
     import keras
     from keras import layers
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 
 
@@ -64,7 +64,7 @@ def define_shared_input():
 
 
 def define_shared_extractor():
-    """Return the network of a shallow and a deep reading of one LSTM's features."""
+    """Return the network with a shallow and a deep branch on one LSTM's features."""
     pixels = keras.Input((784, 1), name="input")
     features = layers.LSTM(128, name="lstm1")(pixels)
     shallow = layers.Dense(10, activation="relu", name="interp1")(features)
@@ -95,7 +95,7 @@ def define_two_inputs():
 
 
 def define_two_outputs():
-    """Return the network of two answers: one for the 784 pixels, one at each of them."""
+    """Return the network with two outputs: (n, 10) for all 784 pixels, (n, 784, 10) for each."""
     pixels = keras.Input((784, 1), name="input")
     features = layers.LSTM(64, return_sequences=True, name="extract")(pixels)
     x = layers.LSTM(32, name="class11")(features)

@@ -1,7 +1,7 @@
 """Copy 2,000 cats and 2,000 dogs into cats_and_dogs_small/{train,validation,test}/{cats,dogs}/.
 
-Of each class, photos 0 to 999 are to train on, 1000 to 1499 to validate, 1500 to 1999 to test:
-the split of "Keras in Chinese", chapter 6. Its text says 100 photos to train on at one place;
+Of each class, photos 0 to 999 are for training, 1000 to 1499 for validation, 1500 to 1999 for test:
+the split of "Keras in Chinese", chapter 6. Its text says 100 training photos in one place;
 its code and its output say 1,000. The photos must be prepared: prepare_dataset.py mends or leaves
 out those that Keras cannot read; here they are only copied.
 """
@@ -63,7 +63,7 @@ def main():
                         help="photos of each class (1000 500 500)")
     args = parser.parse_args()
     copies = split_photos(find_photos(args.source), args.counts, args.output)
-    # A photo of another selection would mix with these, and test photos get into training.
+    # Photos of another selection would mix in, and test photos end up in the training split.
     for path in sorted(args.output.rglob("*")):
         if path.suffix.lower() in SUFFIXES and not (
                 path in copies and filecmp.cmp(path, copies[path], shallow=False)):

@@ -2,8 +2,8 @@
 
 Rotation of up to 40 degrees, shifts, shear and zoom of up to 20 %, horizontal flips: the network
 never sees the same photo twice. An epoch is 100 batches of 32, 1.6 passes over the 2,000 photos.
-Published validation accuracy: 82 % after 50 epochs, with 2,000 photos to train on and 1,000 to
-validate ("Keras in Chinese", chapter 6, after Francois Chollet, "Deep Learning with Python",
+Published validation accuracy: 82 % after 50 epochs, with 2,000 training and 1,000 validation
+photos ("Keras in Chinese", chapter 6, after Francois Chollet, "Deep Learning with Python",
 2017). In the chapter's own log the best epoch reaches 81.3 %, the last 77.2 %.
 """
 import argparse
@@ -17,7 +17,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import keras
 import tensorflow as tf
 from keras import layers
@@ -64,7 +64,7 @@ def flow_from_directory(directory, shuffle):
     """Return the iterator over `directory`/cats (class 0) and `directory`/dogs (class 1).
 
     Batches of BATCH_SIZE: uint8 photos (n, 150, 150, 3), 0 to 255, decoded once and kept in memory
-    (68 kB each), and float32 classes (n, 1). With `shuffle` they come without end, in another
+    (68 kB each), and float32 classes (n, 1). With `shuffle` they repeat without end, in a new
     order each time. Raises FileNotFoundError where a class has no photos.
     """
     if not all(any(directory.glob(f"{label}/*.jpg")) for label in ("cats", "dogs")):
@@ -99,14 +99,14 @@ def run_test_harness():
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--steps", type=int, default=STEPS, help="batches in an epoch")
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
@@ -131,7 +131,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, e.g. of another network's backup
+    warnings.simplefilter("ignore")  # Keras's, e.g. about another network's backup
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

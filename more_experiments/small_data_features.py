@@ -15,7 +15,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import keras
 import numpy as np
 import tensorflow as tf
@@ -34,13 +34,13 @@ def define_model(weights):
     warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         base = keras.applications.VGG16(include_top=False, weights=weights)
-    except Exception as error:  # noqa: BLE001, the download raises a bare one
+    except Exception as error:  # noqa: BLE001, the download raises bare Exception
         raise OSError(f"no weights {weights} (--weights takes a file): {error}") from None
     base.trainable = False
     # VGG-16 was trained on BGR photos: with its first kernel's channels reversed it takes RGB.
     kernel, bias = base.layers[1].get_weights()
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
-    # It was trained on photos less ImageNet's means, too; the book only divides by 255.
+    # ImageNet's channel means were subtracted from its photos, too; the book only divides by 255.
     means = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
     vgg16 = keras.Sequential([keras.Input((150, 150, 3)), means, *base.layers[1:]])
     classifier = keras.Sequential([
@@ -69,7 +69,7 @@ def flow_from_directory(directory):
 
 
 def extract_features(vgg16, photos, shuffle):
-    """Return the iterator over what `vgg16` makes of the iterator `photos`.
+    """Return the iterator over the features that `vgg16` extracts from `photos`.
 
     Batches of 20: float32 features (n, 4, 4, 512), kept in features/ under a hash of all that they
     depend on, and bool classes (n, 1). A pass that is interrupted starts anew.
@@ -111,20 +111,20 @@ def run_test_harness():
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
     parser.add_argument("--weights", default="imagenet", help="or a file of VGG-16 without its top")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models", "features"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_photos, validation_photos, test_photos = (
         flow_from_directory(args.dataset / split) for split in ("train", "validation", "test"))
     vgg16, model = define_model(args.weights)
-    # Both parts in one: when the classifier has been trained, so has its part of this network.
+    # VGG-16 and classifier in one; the layers are shared, so that training `model` trains it, too.
     whole = keras.Sequential([keras.Input((150, 150, 3)), *vgg16.layers, *model.layers])
     whole.summary()
     train_it = extract_features(vgg16, train_photos, shuffle=True)

@@ -3,7 +3,7 @@
 Starts from the model that small_data_features.py has saved: with an untrained classifier, the first
 large gradients would spoil what the block has learnt. The learning rate is very low for the same
 reason. Photos are augmented as in small_data_augmentation.py.
-Published validation accuracy: 95 %, with 2,000 photos to train on and 1,000 to validate ("Keras in
+Published validation accuracy: 95 %, with 2,000 training and 1,000 validation photos ("Keras in
 Chinese", chapter 6, which announces it; the recipe is that of Francois Chollet, "Deep Learning with
 Python", 2017, section 5.3).
 """
@@ -18,7 +18,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import keras
 import tensorflow as tf
 from keras import layers
@@ -46,9 +46,9 @@ def define_model(file):
     ])
     try:
         trained.load_weights(file)
-    except Exception as error:  # noqa: BLE001, every sort, from zip files to Keras
+    except Exception as error:  # noqa: BLE001, zip files and Keras raise all sorts
         raise OSError(f"no model of small_data_features.py in {file}: {error}") from None
-    for layer in vgg16.layers:  # the first blocks see edges and textures, as any photo has them
+    for layer in vgg16.layers:  # the first blocks detect edges and textures, as in any photo
         layer.trainable = layer.name.startswith("block5")
     model = keras.Sequential([
         keras.Input((150, 150, 3)),
@@ -70,7 +70,7 @@ def flow_from_directory(directory, shuffle):
     """Return the iterator over `directory`/cats (class 0) and `directory`/dogs (class 1).
 
     Batches of BATCH_SIZE: uint8 photos (n, 150, 150, 3), 0 to 255, decoded once and kept in memory
-    (68 kB each), and float32 classes (n, 1). With `shuffle` they come without end, in another
+    (68 kB each), and float32 classes (n, 1). With `shuffle` they repeat without end, in a new
     order each time. Raises FileNotFoundError where a class has no photos.
     """
     if not all(any(directory.glob(f"{label}/*.jpg")) for label in ("cats", "dogs")):
@@ -106,14 +106,14 @@ def run_test_harness():
     parser.add_argument("--steps", type=int, default=STEPS, help="batches in an epoch")
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
     parser.add_argument("--model", default="models/small_data_features.keras")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
@@ -136,7 +136,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, e.g. of another network's backup
+    warnings.simplefilter("ignore")  # Keras's, e.g. about another network's backup
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

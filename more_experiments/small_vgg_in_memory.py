@@ -2,8 +2,8 @@
 
 The network is that of small_data_augmentation.py. Its augmentation has the settings of the notebook
 that the tutorial links; the shear of 0.2 was one of 0.2 degrees in that Keras, and is left out.
-Published validation accuracy: 80 to 81 % after 64 epochs, with 3,200 photos to train on and 800 to
-validate (Rising Odegua, "Image detection from scratch in Keras", Towards Data Science).
+Published validation accuracy: 80 to 81 % after 64 epochs, with 3,200 training and 800 validation
+photos (Rising Odegua, "Image detection from scratch in Keras", Towards Data Science).
 """
 import argparse
 import csv
@@ -16,7 +16,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import keras
 import numpy as np
 import tensorflow as tf
@@ -61,7 +61,7 @@ def load_dataset(directory, seed):
     """Return paths, photos, uint8 (n, 150, 150, 3), 0 to 255, and classes (n, 1).
 
     2,000 cats (class 0) and 2,000 dogs (class 1) of all splits of `directory` together, in random
-    order but by turns: any part is half cats. Raises FileNotFoundError for fewer than five of each.
+    order, alternating: any part is half cats. Raises FileNotFoundError for fewer than five of each.
     """
     cats, dogs = (np.random.default_rng(seed).permutation(
         sorted(directory.glob(f"*/{label}/*.jpg"))[:2000]) for label in ("cats", "dogs"))
@@ -103,19 +103,19 @@ def run_test_harness():
     parser.add_argument("--dataset", type=Path, default="cats_and_dogs_small")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     paths, photos, classes = load_dataset(args.dataset, args.seed)
-    split = len(paths) // 10 * 8  # to train on; the rest to validate
-    print(f"photos to train on: {photos[:split].shape}, to validate: {photos[split:].shape}")
+    split = len(paths) // 10 * 8  # training photos; the rest is for validation
+    print(f"training photos: {photos[:split].shape}, validation: {photos[split:].shape}")
     raw = [Image.open(path).convert("RGB") for path in paths[:5]]
     plot_photos([*raw, *photos[:5]], [f"{photo.width}x{photo.height}" for photo in raw] +
                 [f"150x150, class {label}" for label in classes[:5, 0]], f"plots/{name}_photos.png")
@@ -143,7 +143,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, e.g. of another network's backup
+    warnings.simplefilter("ignore")  # Keras's, e.g. about another network's backup
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

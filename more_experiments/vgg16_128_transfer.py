@@ -1,7 +1,7 @@
 """Transfer learning in three short epochs: frozen VGG-16 at 128x128 pixels, one sigmoid unit.
 
 200 batches of 16 are an epoch, so that three epochs see half of the photos, each once. Photos are
-prepared the way VGG-16 was trained (BGR, less ImageNet's means); the tutorial only divides by 255.
+preprocessed as for VGG-16's training (BGR minus ImageNet's means); the tutorial divides by 255.
 Compare its last line, accuracy and seconds, with that of small_cnn_32.py.
 Published test accuracy: 87.8 % after 3 epochs, loss 0.6551, with 19,997 photos to draw from and
 5,000 test photos ("Image classification: cats and dogs, pre-trained neural network vs
@@ -19,7 +19,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; --resume goes on\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
 import keras
 import numpy as np
 import tensorflow as tf
@@ -38,9 +38,9 @@ def define_model(weights):
     """
     try:
         base = keras.applications.VGG16(include_top=False, weights=weights)
-    except Exception as error:  # noqa: BLE001, the download raises a bare one
+    except Exception as error:  # noqa: BLE001, the download raises bare Exception
         raise OSError(f"no weights {weights} (--weights takes a file): {error}") from None
-    # It was trained on BGR photos less ImageNet's means; its first kernel's channels are reversed.
+    # It was trained on BGR minus ImageNet's means: reversing its first kernel lets it take RGB.
     kernel, bias = base.layers[1].get_weights()
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
     means = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
@@ -107,14 +107,14 @@ def run_test_harness():
     parser.add_argument("--steps", type=int, default=STEPS, help="batches in an epoch")
     parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
     parser.add_argument("--weights", default="imagenet", help="or a file of VGG-16 without its top")
-    parser.add_argument("--seed", type=int, default=1, help="of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     args = parser.parse_args()
     name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
     history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
     for folder in ("plots", "models"):
         os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # a resumed run gets a new seed: no shuffle twice
+    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
     keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
     keras.config.set_dtype_policy(args.precision)
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
@@ -142,7 +142,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, e.g. of another network's backup
+    warnings.simplefilter("ignore")  # Keras's, e.g. about another network's backup
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

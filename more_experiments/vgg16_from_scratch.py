@@ -1,4 +1,4 @@
-"""VGG-16 from scratch, by Sequential and by functional API, held against the one that Keras brings.
+"""VGG-16 from scratch, by Sequential and by functional API, compared with the one in Keras.
 
 The network D of Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
 Recognition", 2014: 138,357,544 parameters. It came second in ImageNet's classification of 2014, not
@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-u
 try:
     import keras
     from keras import layers
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # filters, convolutions

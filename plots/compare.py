@@ -39,7 +39,7 @@ def find_histories(name):
 def read_history(path):
     """Return the accuracies, 0 to 1, and losses of a CSVLogger file, float64 (epochs, 2).
 
-    They are those on the photos that were not trained on. Of an epoch that was redone the last
+    They are those on held-out photos. Of an epoch that was redone the last
     row counts. Raises OSError or ValueError where there are none.
     """
     try:
@@ -75,14 +75,14 @@ def describe(accuracies):
 
 
 def plot_comparison(groups, filename):
-    """Draw accuracy over loss of `groups` and save it as PNG `filename`.
+    """Draw the accuracies of `groups` above their losses, and save this as PNG `filename`.
 
     `groups` is {(script, "" or " (folder)"): histories (seeds, epochs, 2)}.
     """
     figure = Figure(figsize=(10, 9), layout="constrained")
     accuracies, losses = figure.subplots(2)
-    accuracies.set(title="Classification Accuracy on photos not trained on", ylim=(0.4, 1))
-    losses.set(title="Cross-Entropy Loss on photos not trained on", ylim=(0, 2), xlabel="epoch")
+    accuracies.set(title="Classification Accuracy on held-out photos", ylim=(0.4, 1))
+    losses.set(title="Cross-Entropy Loss on held-out photos", ylim=(0, 2), xlabel="epoch")
     scripts = sorted({script for script, _ in groups})
     colours = matplotlib.color_sequences["tab10" if len(scripts) <= 10 else "tab20"]
     for (script, folder), histories in groups.items():
@@ -123,7 +123,7 @@ def main():
             runs.setdefault(key, []).append(read_history(path))
         except (OSError, ValueError) as error:
             print(f"{sys.argv[0]}: skipped {path}: {error}", file=sys.stderr)
-    # Of seeds that have come to different epochs, those that all have.
+    # Where some seeds have fewer epochs than others, keep only those that all have.
     groups = {key: np.stack([history[:min(map(len, histories))] for history in histories])
               for key, histories in runs.items() if histories}
     if not groups:

@@ -1,7 +1,7 @@
-"""See how often, where and how surely a network errs on the test split.
+"""See how often, on which photos and how confidently a network errs on the test split.
 
-Draws the surest errors into plots/<model>_errors.png, and confusion matrix and reliability diagram
-into plots/<model>_summary.png. Run it from the repository's top.
+Draws the most confident errors into plots/<model>_errors.png, confusion matrix and reliability
+diagram into plots/<model>_summary.png. Run it from the repository's top.
 """
 import argparse
 import math
@@ -15,7 +15,7 @@ try:
     import numpy as np
     import tensorflow as tf
     from matplotlib.figure import Figure
-except KeyboardInterrupt:  # Ctrl-C: they take seconds to load
+except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
 CLASSES = ("cat", "dog")
 
@@ -23,8 +23,8 @@ CLASSES = ("cat", "dog")
 def load_model(filename):
     """Return the model in `filename`: photos (n, height, width, 3) in, P(dog) (n, 1) out.
 
-    It may have a second output, P(a dog or a cat at all) (n, 1), below 0.5 for other things.
-    Raises ValueError where the file is damaged, or holds another sort of model, or code.
+    It may have a second output, P(dog or cat) (n, 1), below 0.5 for other things.
+    Raises ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
     """
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
@@ -33,14 +33,14 @@ def load_model(filename):
         outputs = [output.shape for output in model.outputs]
         if not (photos and outputs in ([(None, 1)], [(None, 1)] * 2)):
             raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
-    except Exception as error:  # noqa: BLE001, every sort, from HDF5 and from Keras
+    except Exception as error:  # noqa: BLE001, HDF5 and Keras raise all sorts
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot use the model {filename}: {reason}") from None
     return model
 
 
 def predict_photos(model, directory):
-    """Return the photos' paths, classes, P(dog) and P(a dog or a cat at all), each (n,).
+    """Return the photos' paths, classes, P(dog) and P(dog or cat), each (n,).
 
     `directory` has cats/ (class 0) and dogs/ (class 1). Without a second output the last is None.
     Raises FileNotFoundError where a class has no photos, ValueError where one is damaged.
@@ -55,14 +55,14 @@ def predict_photos(model, directory):
     try:
         answers = tf.nest.flatten(model.predict(photos))
     except tf.errors.InvalidArgumentError:
-        raise ValueError(f"a file in {directory} is no photo: delete the folder, and prepare it "
+        raise ValueError(f"a file in {directory} is not a photo: delete the folder, and prepare it "
                          "anew") from None
     answers = np.concatenate(answers, axis=1).astype(np.float64)
     return paths, classes, answers[:, 0], answers[:, 1] if len(answers.T) > 1 else None
 
 
 def wilson_interval(right, n):
-    """Return the lowest and the highest share, 0 to 1, that `right` of `n` speak for at 95 %.
+    """Return the 95 % confidence interval (low, high), 0 to 1, of an accuracy of `right` of `n`.
 
     Source: E. B. Wilson, 1927. Unlike p ± 1.96 s it holds near 0 and 1, where good networks are.
     """
@@ -72,9 +72,9 @@ def wilson_interval(right, n):
 
 
 def print_results(classes, dog, animal, confusion):
-    """Print what the arguments, as predict_photos gives them, say of the network.
+    """Print the metrics; `classes`, `dog` and `animal` are as predict_photos returns them.
 
-    `confusion` (2, 2) counts the photos by label and answer.
+    `confusion` (2, 2) counts the photos by true and predicted class.
     """
     right = (dog >= 0.5) == classes
     print("       photos  right  accuracy  95 % interval (Wilson)")
@@ -86,7 +86,7 @@ def print_results(classes, dog, animal, confusion):
     print("\n        called cat  called dog")
     for label, counts in zip(CLASSES, confusion, strict=True):
         print(f"{label}s  {counts[0]:12}{counts[1]:12}")
-    # As in Keras's loss no probability is below 1e-7: one sure error would make it infinite.
+    # As in Keras's loss no probability is below 1e-7: one confident error would make it infinite.
     print(f"\nlog loss: {-np.log(np.clip(np.where(classes, dog, 1 - dog), 1e-7, 1)).mean():.4f}")
     sure = np.maximum(dog, 1 - dog) >= 0.8  # as in predict.py
     rest = f", of the others {right[sure].mean() * 100:.2f} % are right" if sure.any() else ""
@@ -112,8 +112,8 @@ def plot_errors(paths, dog, filename):
 def plot_summary(classes, dog, confusion, filename):
     """Draw the confusion matrix beside the reliability diagram; save them as PNG `filename`.
 
-    The diagram (DeGroot and Fienberg, 1983) has a point for each tenth of P(dog), `dog` (n,): where
-    probabilities mean what they say, that is the share of dogs, and the points are on the diagonal.
+    The diagram (DeGroot and Fienberg, 1983) has a point for each of ten bins of P(dog), `dog` (n,):
+    its fraction of dogs. If the network is well calibrated, the points are on the diagonal.
     """
     figure = Figure(figsize=(12, 6), layout="constrained")
     matrix, reliability = figure.subplots(1, 2)
@@ -121,8 +121,8 @@ def plot_summary(classes, dog, confusion, filename):
     for (row, column), count in np.ndenumerate(confusion):
         matrix.text(column, row, f"{count}\n{count / confusion[row].sum() * 100:.2f} %",
                     ha="center", va="center", fontsize=16)
-    matrix.set(title="Confusion matrix", xticks=(0, 1), xticklabels=CLASSES, xlabel="the answer",
-               yticks=(0, 1), yticklabels=CLASSES, ylabel="the label")
+    matrix.set(title="Confusion matrix", xticks=(0, 1), xticklabels=CLASSES, xlabel="predicted",
+               yticks=(0, 1), yticklabels=CLASSES, ylabel="true class")
     bins = np.minimum((dog * 10).astype(int), 9)
     for number in np.unique(bins):
         inside = bins == number
@@ -132,8 +132,8 @@ def plot_summary(classes, dog, confusion, filename):
         reliability.plot(x, share, "o", color="tab:blue")
         reliability.annotate(n, (x, share), (7, -3), textcoords="offset points")
     reliability.plot((0, 1), (0, 1), "--", color="grey", lw=1)
-    reliability.set(title="Reliability: photos in each tenth, with 95 % intervals", xlim=(0, 1.12),
-                    ylim=(-0.03, 1.03), xlabel="P(dog), mean of the tenth", ylabel="share of dogs")
+    reliability.set(title="Reliability: photos per bin, with 95 % intervals", xlim=(0, 1.12),
+                    ylim=(-0.03, 1.03), xlabel="mean P(dog) in the bin", ylabel="fraction of dogs")
     figure.savefig(filename)
 
 
@@ -141,16 +141,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", type=Path, help="(the one in models/reference/)")
     parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
-    parser.add_argument("--top", type=int, default=24, help="errors to draw, the surest first (24)")
+    parser.add_argument("--top", type=int, default=24, help="most confident errors to draw (24)")
     args = parser.parse_args()
     if args.top < 1:
-        parser.error("--top is at least 1")
+        parser.error("--top must be at least 1")
     model = args.model or next(iter(sorted(Path("models/reference").glob("*.keras"))), None)
     if not model:
         raise FileNotFoundError("no model in models/reference: name one")
     print(f"model: {model}")
     paths, classes, dog, animal = predict_photos(load_model(model), args.dataset / "test")
-    confusion = np.zeros((2, 2), dtype=int)  # label, answer
+    confusion = np.zeros((2, 2), dtype=int)  # true, predicted
     np.add.at(confusion, (classes, (dog >= 0.5).astype(int)), 1)
     print_results(classes, dog, animal, confusion)
     os.makedirs("plots", exist_ok=True)
@@ -162,7 +162,7 @@ def main():
         return
     top = errors[np.argsort(-np.abs(dog[errors] - 0.5), kind="stable")][:args.top]
     plot_errors([paths[error] for error in top], dog[top], f"plots/{model.stem}_errors.png")
-    print(f"drawn: plots/{model.stem}_errors.png, {len(top)} of {len(errors)} errors, the surest")
+    print(f"drawn: plots/{model.stem}_errors.png, {len(top)} of {len(errors)} errors, most confident first")
 
 
 if __name__ == "__main__":

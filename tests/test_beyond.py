@@ -98,7 +98,7 @@ def test_resnet(dataset, tmp_path):
     photos, classes = load_script(RESNET).flow_from_directory(dataset / "test", 160)
     assert photos.dtype == np.uint8 and classes.sum() == 30
     right = (model.predict(photos, verbose=0) > 0.5) == classes
-    assert f"> {right.mean() * 100:.3f}, asked" in resumed[1]
+    assert f"> {right.mean() * 100:.3f}, averaged" in resumed[1]
 
 
 def test_random_crops():

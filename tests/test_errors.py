@@ -184,7 +184,7 @@ def test_commands_and_what_they_refuse(grey, tmp_path):
         ((ERRORS, "text.jpg", "--dataset", good), "text.jpg"), ((ERRORS, one), "cats"),
         ((ERRORS, one, "--dataset", "empty"), "empty/test"),
         ((ERRORS, one, "--dataset", tmp_path), "prepare_dataset.py"),
-        ((ERRORS, one, "--dataset", "broken"), "broken/test is no photo"),
+        ((ERRORS, one, "--dataset", "broken"), "broken/test is not a photo"),
         ((ERRORS, one, "--dataset", "three"), "birds"),
         ((ERRORS, one, "--top", "0"), "--top"),
         ((GRAD_CAM, CHELSEA), "models/reference"),
@@ -193,7 +193,7 @@ def test_commands_and_what_they_refuse(grey, tmp_path):
         ((GRAD_CAM, CHELSEA, "--model", "ten.keras"), "ten.keras"),
         ((GRAD_CAM, "text.jpg", "--model", "network.keras"), "text.jpg"),
         ((GRAD_CAM, "no.jpg", "--model", "network.keras"), "no.jpg: No such file"),
-        ((GRAD_CAM, CHELSEA, "chelsea.png", "--model", "network.keras"), "--output"),
+        ((GRAD_CAM, CHELSEA, "chelsea.png", "--model", "network.keras"), "overwrite"),
     ]
     predict = ("predict.py", CHELSEA, "--model", "network.keras")
     drawn = (GRAD_CAM, CHELSEA, CHELSEA.parent / "test/1.jpg", "--output", "heat", "--model",

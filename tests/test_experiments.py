@@ -255,7 +255,7 @@ def test_ctrl_c_while_tensorflow_is_imported(tmp_path):
     (tmp_path / "keras.py").write_text(
         "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
     done = run("baseline_vgg1.py", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert (done.returncode, done.stderr) == (1, "stopped; --resume goes on\n")
+    assert (done.returncode, done.stderr) == (1, "stopped; continue with --resume\n")
 
 
 def test_bad_input(dataset, tmp_path):

@@ -155,7 +155,7 @@ def test_fine_tuning(keras, trained):
 def test_in_memory_outputs(keras, trained):
     folder, results = trained
     out = results["small_vgg_in_memory"][1]
-    assert "to train on: (64, 150, 150, 3), to validate: (16, 150, 150, 3)" in out
+    assert "training photos: (64, 150, 150, 3), validation: (16, 150, 150, 3)" in out
     check_plot(folder / "plots/small_vgg_in_memory_classes.png")
     for picture in ("photos", "predictions"):
         grid = check_plot(folder / f"plots/small_vgg_in_memory_{picture}.png")
@@ -200,7 +200,7 @@ def test_resumes(small, tmp_path):
     history = tmp_path / "plots/small_data_augmentation_seed2_history.csv"
     stopped = subprocess.run([sys.executable, "-c", CTRL_C_IN_BACKUP, ROOT / script, *options],
                              cwd=tmp_path, text=True, capture_output=True, check=False)
-    assert (stopped.returncode, stopped.stderr) == (1, "stopped; --resume goes on\n")
+    assert (stopped.returncode, stopped.stderr) == (1, "stopped; continue with --resume\n")
     for code, out, err in run_several(*[(script, *options, "--resume")] * 2, cwd=tmp_path):
         assert (code, err) == (0, "") and "Epoch 1/3" not in out
     rows = [row.split(",")[0] for row in history.read_text().splitlines()[1:]]
