@@ -162,7 +162,7 @@ def main():
         return
     top = errors[np.argsort(-np.abs(dog[errors] - 0.5), kind="stable")][:args.top]
     plot_errors([paths[error] for error in top], dog[top], f"plots/{model.stem}_errors.png")
-    print(f"drawn: plots/{model.stem}_errors.png, {len(top)} of {len(errors)} errors, most confident first")
+    print(f"drawn: plots/{model.stem}_errors.png, {len(top)} of {len(errors)} errors")
 
 
 if __name__ == "__main__":
