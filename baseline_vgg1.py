@@ -61,7 +61,7 @@ def summarize_diagnostics(name):
     with open(f"plots/{name}_history.csv") as file:  # an epoch redone by --resume has two rows
         rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
     figure = Figure(figsize=(8, 8), layout="constrained")
-    limits = {"loss": (0, 1.25), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
+    limits = {"loss": (0, 1.3), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
     for axes, (metric, ylim) in zip(figure.subplots(2), limits.items(), strict=True):
         for key, color, label in ((metric, "blue", "train"), (f"val_{metric}", "orange", "test")):
             axes.plot([*rows], [float(r[key]) for r in rows.values()], ".-", c=color, label=label)

@@ -19,7 +19,7 @@ from keras.callbacks import BackupAndRestore, CSVLogger
 from matplotlib.figure import Figure
 from PIL import Image
 
-EPOCHS = 100
+EPOCHS = 80
 # Crops of 96 pixels until 45 % of the epochs, and so on: small ones are faster (Howard, 2018).
 SIZES = ((96, 0.45), (112, 0.75), (128, 1))
 TEST_SIZE = 160  # whole photos must be larger for animals to be as large as in training's crops
@@ -97,7 +97,7 @@ def summarize_diagnostics(name):
     with open(f"plots/{name}_history.csv") as file:  # an epoch redone by --resume has two rows
         rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
     figure = Figure(figsize=(8, 8), layout="constrained")
-    limits = {"loss": (0, 1.25), "accuracy": (0.4, 1)}  # as elsewhere; smoothing adds 0.2 to it
+    limits = {"loss": (0, 1.3), "accuracy": (0.4, 1)}  # as elsewhere; smoothing adds 0.2 to it
     for axes, (metric, ylim) in zip(figure.subplots(2), limits.items(), strict=True):
         for key, color, label in ((metric, "blue", "train"), (f"val_{metric}", "orange", "test")):
             axes.plot([*rows], [float(r[key]) for r in rows.values()], ".-", c=color, label=label)

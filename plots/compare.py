@@ -82,7 +82,7 @@ def plot_comparison(groups, filename):
     figure = Figure(figsize=(10, 9), layout="constrained")
     accuracies, losses = figure.subplots(2)
     accuracies.set(title="Classification Accuracy on held-out photos", ylim=(0.4, 1))
-    losses.set(title="Cross-Entropy Loss on held-out photos", ylim=(0, 1.25), xlabel="epoch")
+    losses.set(title="Cross-Entropy Loss on held-out photos", ylim=(0, 1.3), xlabel="epoch")
     scripts = sorted({script for script, _ in groups})
     colours = matplotlib.color_sequences["tab10" if len(scripts) <= 10 else "tab20"]
     for (script, folder), histories in groups.items():
