@@ -27,8 +27,8 @@ try:
     from keras import layers
     from matplotlib import colormaps
     from PIL import Image, ImageOps
-except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
-    sys.exit("stopped")
+except (KeyboardInterrupt, ModuleNotFoundError) as error:  # Ctrl-C, or Gradio is not installed
+    sys.exit(f"{error}: pip install -r beyond/requirements.txt" if str(error) else "stopped")
 
 # Formats that photos come in. Pillow would also run programs for some: Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
