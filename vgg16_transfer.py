@@ -16,7 +16,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; add --resume to continue\n") and os._exit(1))
 import keras
 import numpy as np
 import tensorflow as tf
@@ -33,7 +33,6 @@ def define_model(weights):
     VGG-16: photos (n, 224, 224, 3), 0 to 255, in; features (n, 7, 7, 512) out. Classifier: P(dog)
     (n, 1) out. `weights` is "imagenet" or a file's path; raises OSError where it can't be loaded.
     """
-    warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         base = keras.applications.VGG16(include_top=False, weights=weights)
     except Exception as error:  # noqa: BLE001, the download raises bare Exception
@@ -80,9 +79,9 @@ def extract_features(vgg16, photos, shuffle):
         key.update(Path(path).read_bytes())
     file = Path(f"features/{key.hexdigest()}.float16")
     if not file.exists():
-        batches = (vgg16.predict_on_batch(batch) for batch, _ in track(photos, "through VGG-16"))
         with open(part := f"{file}.{os.getpid()}", "wb") as rows:  # all at once would take 8 GB
-            rows.writelines(batch.astype(np.float16).tobytes() for batch in batches)
+            for batch, _ in track(photos, "through VGG-16"):
+                vgg16.predict_on_batch(batch).astype(np.float16).tofile(rows)
         os.replace(part, file)
     features = np.fromfile(file, np.float16).reshape(-1, *vgg16.output_shape[1:])
     classes = np.array([[Path(path).parent.name == "dogs"] for path in photos.file_paths])
@@ -131,7 +130,7 @@ def run_test_harness():
     whole.summary()
     train_it = extract_features(vgg16, train_photos, shuffle=True)
     test_it = extract_features(vgg16, test_photos, shuffle=False)
-    if shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 would crash
+    if not resume and shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 crashes
         raise OSError("no room on the disk for two backups of the network")
     if backup.exists() and not resume:
         shutil.rmtree(backup)
@@ -144,6 +143,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

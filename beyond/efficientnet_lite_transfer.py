@@ -12,7 +12,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; add --resume to continue\n") and os._exit(1))
 import keras
 import numpy as np
 import tensorflow as tf

@@ -14,7 +14,7 @@ from signal import SIGINT, signal
 os.environ["KERAS_BACKEND"] = "jax"  # TensorFlow reads photos, but cannot split steps (keras#20585)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; add --resume to continue\n") and os._exit(1))
 import jax
 import keras
 import tensorflow as tf
@@ -29,8 +29,8 @@ def define_model(augmentation):
     model = keras.Sequential([
         keras.Input((200, 200, 3)),
         layers.Rescaling(1 / 255),
-        # augmentation
-        *([layers.RandomTranslation(0.1, 0.1, fill_mode="nearest"),
+        # augmentation; shifts in float32: on GPUs TensorFlow can't do them in bfloat16
+        *([layers.RandomTranslation(0.1, 0.1, fill_mode="nearest", dtype="float32"),
            layers.RandomFlip("horizontal")] if augmentation else []),
         # block 1
         layers.Conv2D(32, 3, padding="same", activation="relu", kernel_initializer="he_uniform"),

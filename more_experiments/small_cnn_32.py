@@ -18,7 +18,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; add --resume to continue\n") and os._exit(1))
 import keras
 import tensorflow as tf
 from keras import layers
@@ -108,7 +108,7 @@ def run_test_harness():
     test_it = flow_from_directory(args.dataset / "test", shuffle=False)
     model = define_model()
     model.summary()
-    if shutil.disk_usage("plots").free < 24 * model.count_params():  # HDF5 would crash
+    if not resume and shutil.disk_usage("plots").free < 24 * model.count_params():  # HDF5 crashes
         raise OSError("no room on the disk for two backups of the network")
     if backup.exists() and not resume:
         shutil.rmtree(backup)

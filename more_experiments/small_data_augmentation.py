@@ -17,7 +17,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; add --resume to continue\n") and os._exit(1))
 import keras
 import tensorflow as tf
 from keras import layers
@@ -33,12 +33,13 @@ def define_model():
     model = keras.Sequential([
         keras.Input((150, 150, 3)),
         layers.Rescaling(1 / 255),
-        # augmentation, in training only; the chapter's shear of 0.2 is in radians, nearly 20 %, up
-        # and down about the photo's centre; Keras 3's is sideways about its corner: it shifts, too
-        layers.RandomRotation(40 / 360, fill_mode="nearest"),
-        layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"),
-        layers.RandomShear((0, 0.2), fill_mode="nearest"),  # Keras can't load a single number
-        layers.RandomZoom(0.2, 0.2, fill_mode="nearest"),
+        # augmentation, in training only; in float32: on GPUs TensorFlow can't do it in bfloat16.
+        # The chapter's shear of 0.2 is in radians, nearly 20 %, up and down about the photo's
+        # centre; Keras 3's is sideways about its corner: it shifts, too.
+        layers.RandomRotation(40 / 360, fill_mode="nearest", dtype="float32"),
+        layers.RandomTranslation(0.2, 0.2, fill_mode="nearest", dtype="float32"),
+        layers.RandomShear((0, 0.2), fill_mode="nearest", dtype="float32"),  # Keras can't load 0.2
+        layers.RandomZoom(0.2, 0.2, fill_mode="nearest", dtype="float32"),
         layers.RandomFlip("horizontal"),
         layers.Conv2D(32, 3, activation="relu"),
         layers.MaxPooling2D(2),
@@ -116,7 +117,7 @@ def run_test_harness():
     print(f"a batch of photos: {photos.shape}, of classes: {labels.shape}")
     model = define_model()
     model.summary()
-    if shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 would crash
+    if not resume and shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 crashes
         raise OSError("no room on the disk for two backups of the network")
     if backup.exists() and not resume:
         shutil.rmtree(backup)

@@ -15,7 +15,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; add --resume to continue\n") and os._exit(1))
 import keras
 import numpy as np
 import tensorflow as tf
@@ -31,7 +31,6 @@ def define_model(weights):
     VGG-16: photos (n, 150, 150, 3), 0 to 255, in; features (n, 4, 4, 512) out. Classifier: P(dog)
     (n, 1) out. `weights` is "imagenet" or a file's path; raises OSError where it can't be loaded.
     """
-    warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         base = keras.applications.VGG16(include_top=False, weights=weights)
     except Exception as error:  # noqa: BLE001, the download raises bare Exception
@@ -130,7 +129,7 @@ def run_test_harness():
     train_it = extract_features(vgg16, train_photos, shuffle=True)
     validation_it = extract_features(vgg16, validation_photos, shuffle=False)
     test_it = extract_features(vgg16, test_photos, shuffle=False)
-    if shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 would crash
+    if not resume and shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 crashes
         raise OSError("no room on the disk for two backups of the network")
     if backup.exists() and not resume:
         shutil.rmtree(backup)
@@ -144,6 +143,7 @@ def run_test_harness():
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
     try:
         run_test_harness()
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:

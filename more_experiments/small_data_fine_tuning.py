@@ -18,7 +18,7 @@ from signal import SIGINT, signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; continue with --resume\n") and os._exit(1))
+    signal(SIGINT, lambda *_: os.write(2, b"stopped; add --resume to continue\n") and os._exit(1))
 import keras
 import tensorflow as tf
 from keras import layers
@@ -53,10 +53,10 @@ def define_model(file):
     model = keras.Sequential([
         keras.Input((150, 150, 3)),
         # augmentation, in training only, as in small_data_augmentation.py
-        layers.RandomRotation(40 / 360, fill_mode="nearest"),
-        layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"),
-        layers.RandomShear((0, 0.2), fill_mode="nearest"),  # Keras can't load a single number
-        layers.RandomZoom(0.2, 0.2, fill_mode="nearest"),
+        layers.RandomRotation(40 / 360, fill_mode="nearest", dtype="float32"),
+        layers.RandomTranslation(0.2, 0.2, fill_mode="nearest", dtype="float32"),
+        layers.RandomShear((0, 0.2), fill_mode="nearest", dtype="float32"),  # Keras can't load 0.2
+        layers.RandomZoom(0.2, 0.2, fill_mode="nearest", dtype="float32"),
         layers.RandomFlip("horizontal"),
         *trained.layers,
     ])
@@ -121,7 +121,7 @@ def run_test_harness():
     test_it = flow_from_directory(args.dataset / "test", shuffle=False)
     model = define_model(args.model)
     model.summary()
-    if shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 would crash
+    if not resume and shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 crashes
         raise OSError("no room on the disk for two backups of the network")
     if backup.exists() and not resume:
         shutil.rmtree(backup)

@@ -146,5 +146,5 @@ if __name__ == "__main__":
         main()
     except BrokenPipeError:  # `compare.py | head -4` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError) as error:
-        sys.exit(f"{sys.argv[0]}: {error}")
+    except (KeyboardInterrupt, OSError, ValueError) as error:
+        sys.exit(f"{sys.argv[0]}: {str(error) or 'stopped'}")

@@ -86,8 +86,7 @@ def print_results(classes, dog, animal, confusion):
     print("\n        called cat  called dog")
     for label, counts in zip(CLASSES, confusion, strict=True):
         print(f"{label}s  {counts[0]:12}{counts[1]:12}")
-    # As in Keras's loss no probability is below 1e-7: one confident error would make it infinite.
-    print(f"\nlog loss: {-np.log(np.clip(np.where(classes, dog, 1 - dog), 1e-7, 1)).mean():.4f}")
+    print(f"\nlog loss: {float(keras.losses.binary_crossentropy(classes, dog)):.4f}")
     sure = np.maximum(dog, 1 - dog) >= 0.8  # as in predict.py
     rest = f", of the others {right[sure].mean() * 100:.2f} % are right" if sure.any() else ""
     print(f"unsure, 20 to 80 %: {(~sure).sum()} photos{rest}")
@@ -150,8 +149,7 @@ def main():
         raise FileNotFoundError("no model in models/reference: name one")
     print(f"model: {model}")
     paths, classes, dog, animal = predict_photos(load_model(model), args.dataset / "test")
-    confusion = np.zeros((2, 2), dtype=int)  # true, predicted
-    np.add.at(confusion, (classes, (dog >= 0.5).astype(int)), 1)
+    confusion = tf.math.confusion_matrix(classes, dog >= 0.5, num_classes=2).numpy()
     print_results(classes, dog, animal, confusion)
     os.makedirs("plots", exist_ok=True)
     plot_summary(classes, dog, confusion, f"plots/{model.stem}_summary.png")

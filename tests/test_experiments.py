@@ -224,16 +224,21 @@ def test_backup_that_does_not_fit(tiny, tmp_path):
 
 
 def test_no_room(tiny, tmp_path):
-    """A disk without room for the backups is refused before the training, and costs no backup."""
+    """A disk without room for the backups is refused before the training, and costs no backup.
+
+    With --resume the backups are there, and take no more room.
+    """
     (tmp_path / "plots/backup/baseline_vgg3").mkdir(parents=True)
+    (tmp_path / "plots/baseline_vgg3_history.csv").touch()
     full = ("import runpy, shutil, sys; sys.argv = sys.argv[1:]; "
             "shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**9, 10**9, 50_000_000); "
             "runpy.run_path(sys.argv[0], run_name='__main__')")
     line = command("baseline_vgg3.py", "--dataset", tiny, "--epochs", "1")
-    done = subprocess.run([line[0], "-c", full, *line[1:]], cwd=tmp_path, timeout=300,
-                          capture_output=True, text=True, check=False)
+    done, resumed = (subprocess.run([line[0], "-c", full, *line[1:], *options], cwd=tmp_path,
+                                    capture_output=True, text=True, check=False, timeout=300)
+                     for options in ([], ["--resume"]))
     assert_refused((done.returncode, done.stdout, done.stderr), "no room")
-    assert (tmp_path / "plots/backup/baseline_vgg3").exists()
+    assert resumed.returncode == 0 and (tmp_path / "models/baseline_vgg3.keras").exists()
 
 
 def test_resumed_runs_draw_anew(tiny, tmp_path):
@@ -255,7 +260,7 @@ def test_ctrl_c_while_tensorflow_is_imported(tmp_path):
     (tmp_path / "keras.py").write_text(
         "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
     done = run("baseline_vgg1.py", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert (done.returncode, done.stderr) == (1, "stopped; continue with --resume\n")
+    assert (done.returncode, done.stderr) == (1, "stopped; add --resume to continue\n")
 
 
 def test_bad_input(dataset, tmp_path):

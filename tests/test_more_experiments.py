@@ -200,7 +200,7 @@ def test_resumes(small, tmp_path):
     history = tmp_path / "plots/small_data_augmentation_seed2_history.csv"
     stopped = subprocess.run([sys.executable, "-c", CTRL_C_IN_BACKUP, ROOT / script, *options],
                              cwd=tmp_path, text=True, capture_output=True, check=False)
-    assert (stopped.returncode, stopped.stderr) == (1, "stopped; continue with --resume\n")
+    assert (stopped.returncode, stopped.stderr) == (1, "stopped; add --resume to continue\n")
     for code, out, err in run_several(*[(script, *options, "--resume")] * 2, cwd=tmp_path):
         assert (code, err) == (0, "") and "Epoch 1/3" not in out
     rows = [row.split(",")[0] for row in history.read_text().splitlines()[1:]]

@@ -153,6 +153,17 @@ def test_neighbours_differ_little(first, second, most):
     assert 0 < count_changes(first, second) <= most
 
 
+@pytest.mark.parametrize("name", [
+    "vgg3_augmentation", "beyond/many_devices", "more_experiments/five_conv_300",
+    "more_experiments/small_data_augmentation", "more_experiments/small_data_fine_tuning",
+    "more_experiments/small_vgg_in_memory"])
+def test_augmentation_in_float32(name):
+    """In bfloat16 TensorFlow shifts, turns and zooms on the CPU alone, and a GPU would wait."""
+    text = (ROOT / f"{name}.py").read_text()
+    lines = re.findall(r"layers\.Random(?:Rotation|Shear|Translation|Zoom)\(.*", text)
+    assert lines and all('dtype="float32"' in line for line in lines)
+
+
 def test_no_script_imports_another():
     for name in [*SCRIPTS, *(f"more_experiments/{name}" for name in MORE),
                  *(f"beyond/{name}" for name in BEYOND)]:
