@@ -119,7 +119,7 @@ def run_test_harness():
     *features, train_it = flow_from_directory(args.dataset / "train", network, classifier)
     *test_features, test_it = flow_from_directory(args.dataset / "test", network, classifier)
     if not resume:  # first the classifier alone: untrained, it would spoil the network
-        shutil.rmtree(backup, ignore_errors=True)
+        shutil.rmtree(backup, ignore_errors=not backup.exists())
         classifier.compile(keras.optimizers.Adam(0.001), loss, metrics=[accuracy])
         classifier.fit(*features, 64, min(args.epochs, FROZEN_EPOCHS), callbacks=[
             keras.callbacks.CSVLogger(history)], validation_data=test_features)

@@ -200,5 +200,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
     try:
         main()
-    except (KeyboardInterrupt, OSError, ValueError) as error:
+    except (KeyboardInterrupt, OSError, OverflowError, ValueError) as error:
         sys.exit(f"{sys.argv[0]}: {str(error) or 'stopped'}")

@@ -116,5 +116,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
     try:
         sys.exit(main())
-    except (KeyboardInterrupt, OSError, ValueError) as error:
+    except (KeyboardInterrupt, OSError, ValueError, tf.errors.OpError) as error:
         sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped'}")
