@@ -94,6 +94,7 @@ def main():
     parser.add_argument("--output", type=Path, default="exported", help="folder (%(default)s)")
     parser.add_argument("--dataset", type=Path, help="measure the phones' files on its test photos")
     args = parser.parse_args()
+    tf.config.set_visible_devices([], "GPU")  # a GPU may round to TF32, and would seem to differ
     if not args.model.exists():
         raise FileNotFoundError(f"there is no {args.model}: run an experiment that saves it first")
     name, model = args.model.stem, load_model(args.model)
