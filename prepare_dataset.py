@@ -14,7 +14,6 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from contextlib import suppress
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -22,10 +21,10 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 try:
     import keras
-    import numpy as np
+    import pillow_heif
     import tensorflow as tf
     from matplotlib.figure import Figure
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageChops, ImageOps
     from rich.progress import track
 except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
     sys.exit("stopped")
@@ -36,8 +35,11 @@ URL = ("https://download.microsoft.com/download/3/E/1/"
 SHA256 = "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"
 # Kaggle's train/cat.0.jpg, Microsoft's PetImages/Cat/0.jpg
 PHOTO = re.compile(r"(?:^|/)(cat|dog)(?:\.|s?/)(\d+)\.jpe?g$", re.IGNORECASE)
-# Formats that photos come in. Pillow would also run programs for some: Ghostscript for EPS.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
+# What decode_photo reads. Pillow would start a program for some other formats: Ghostscript for EPS.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF", "HEIF")
+pillow_heif.register_heif_opener()  # lets Pillow read HEIC, too, as iPhones save it
+Image.MAX_IMAGE_PIXELS = None  # decode_photo has a limit of its own
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
 
@@ -78,32 +80,75 @@ def list_photos(source):
     return dict(sorted(photos.items()))
 
 
+def decode_photo(data):
+    """Return the photo in `data`, the bytes of an image file, as a Pillow image in mode RGB.
+
+    It is upright, has 8 bits a colour, and is white where it was transparent. Of an animation it
+    is the first frame. Raises ValueError, with a short reason, where this is not possible.
+    """
+    try:
+        photo = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:  # noqa: BLE001, decoders raise all sorts on what is no photo
+        if data.startswith(b"version https://git-lfs"):
+            raise ValueError("a Git LFS pointer, not the photo itself") from None
+        raise ValueError("not a photo") from None
+    kind = photo.format.replace("MPO", "JPEG")  # MPO: a JPEG with further photos behind the first
+    million_pixels = photo.width * photo.height / 1e6
+    if million_pixels > 100:
+        photo.draft(None, (2000, 2000))  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size
+    if photo.width * photo.height > 178e6:
+        raise ValueError(f"too large ({million_pixels:.0f} million pixels, limit 178)")
+    try:
+        photo.load()
+        try:
+            orientation = photo.getexif().get(0x0112, 1)  # how the camera was held
+        except Exception:  # noqa: BLE001, a photo with damaged EXIF data is still a photo
+            orientation = 1
+        if photo.mode.startswith("I"):  # 16 bits, grey
+            photo = photo.convert("I").point(lambda value: value / 256).convert("L")
+        if photo.has_transparency_data:
+            photo = photo.convert("RGBA")
+            white = Image.new("RGBA", photo.size, "white")
+            photo = Image.alpha_composite(white, photo)
+        photo = photo.convert("RGB")
+    except MemoryError:
+        raise ValueError(f"too large ({million_pixels:.0f} million pixels) for memory") from None
+    except Exception:  # noqa: BLE001
+        end = b"\xff\xd9"  # the last two bytes of a whole JPEG
+        if kind != "JPEG" or data.endswith(end):
+            raise ValueError(f"damaged {kind}") from None
+        # Cut off. With an end, what is there can be decoded, and what is missing becomes grey.
+        photo = decode_photo(data + end)
+        grey = Image.new("RGB", photo.size, (128, 128, 128))
+        box = ImageChops.difference(photo, grey).getbbox()
+        left, top, right, bottom = box or (0, 0, 0, 0)  # no box: all is grey
+        if (right - left) * (bottom - top) < photo.width * photo.height / 2:
+            raise ValueError("damaged JPEG, more than half is missing") from None
+        return photo.crop(box)
+    # Of all EXIF data only the orientation is carried over: Pillow cannot rewrite some of it.
+    photo.info = {}
+    photo.getexif()[0x0112] = orientation
+    return ImageOps.exif_transpose(photo)
+
+
 def prepare_photo(data):
     """Return `data`, an image file, if it is an upright RGB or grey JPEG, or else as an RGB JPEG.
 
-    Raises an exception of any sort where less than its upper half can be decoded.
+    Raises ValueError, with a short reason, where it cannot be decoded.
     """
+    photo = decode_photo(data)
     image = Image.open(io.BytesIO(data), formats=FORMATS)
-    try:
-        image.load()
-    except OSError:  # truncated JPEG: an end marker lets the rows before it decode
-        image = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=FORMATS)
-        rows = np.flatnonzero(np.ptp(np.asarray(image.convert("RGB")), axis=1).any(axis=-1))
-        if rows.size == 0 or rows[-1] < image.height // 2:
-            raise ValueError("more than half is missing") from None
-        image = image.crop((0, 0, image.width, rows[-1] + 1))
+    jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
     upright = image.getexif().get(0x0112, 1) == 1
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright:
-        with suppress(tf.errors.InvalidArgumentError):  # stricter than Pillow with damaged JPEGs
-            tf.io.decode_jpeg(data)
+    whole = image.size == photo.size
+    if jpeg and upright and whole:
+        try:
+            tf.io.decode_jpeg(data)  # the experiments read with TensorFlow: it refuses some damage
             return data
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bit
-        image = image.convert("I").point(lambda value: value / 256)
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")  # behind what is transparent
+        except tf.errors.InvalidArgumentError:
+            pass  # saved anew, below
     file = io.BytesIO()
-    Image.alpha_composite(white, image).convert("RGB").save(file, "JPEG", quality=95)
+    photo.save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
