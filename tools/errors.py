@@ -1,170 +1,294 @@
-"""See how often, on which photos and how confidently a network errs on the test split.
+"""See how often, on which photos and how confidently a network errs on the test photos.
 
-Draws the most confident errors into plots/<model>_errors.png, confusion matrix and reliability
-diagram into plots/<model>_summary.png. Run it from the repository's top.
+    python tools/errors.py                              the network that ships
+    python tools/errors.py models/baseline_vgg3.keras   any other that an experiment has saved
+
+Draws the most confident errors into plots/<model>_errors.png, and the confusion matrix beside the
+reliability diagram into plots/<model>_summary.png. Run it from the repository's top.
 """
+
 import argparse
+import json
 import math
 import os
 import sys
+import zipfile
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-try:
-    import keras
-    import numpy as np
-    import tensorflow as tf
-    from matplotlib.figure import Figure
-except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
-    sys.exit("stopped")
-CLASSES = ("cat", "dog")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
+os.environ["KERAS_BACKEND"] = "tensorflow"
+import h5py
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+
+REFERENCE = Path(__file__).resolve().parent.parent / "models/reference"
+
+
+def find_keras_version(filename):
+    """Return which Keras has saved the model `filename`, as "3.15.1"; "" if it does not say."""
+    try:
+        if zipfile.is_zipfile(filename):  # .keras
+            with zipfile.ZipFile(filename) as file:
+                metadata = json.loads(file.read("metadata.json"))
+            return metadata["keras_version"]
+        with h5py.File(filename) as file:  # .h5
+            version = file.attrs["keras_version"]
+        if isinstance(version, bytes):
+            version = version.decode()
+        return version
+    except Exception:  # noqa: BLE001, damaged, or not a model
+        return ""
+
+
+def is_newer(version, other):
+    """Return whether `version`, as "3.15.1", is newer than `other` in its first two numbers."""
+    numbers = [int(number) for number in version.split(".")[:2]]
+    other_numbers = [int(number) for number in other.split(".")[:2]]
+    return numbers > other_numbers
 
 
 def load_model(filename):
-    """Return the model in `filename`: photos (n, height, width, 3) in, P(dog) (n, 1) out.
+    """Return the model in `filename`: photos (n, height, width, 3) in, P(second class) (n, 1) out.
 
-    It may have a second output, P(dog or cat) (n, 1), below 0.5 for other things.
-    Raises ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
+    It may have a second output, P(one of the two classes at all) (n, 1). Raises FileNotFoundError,
+    and ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
     """
+    if not Path(filename).exists():
+        raise FileNotFoundError(f"there is no model {filename}")
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
-        _, *size, channels = model.input_shape
-        photos = len(size) == 2 and all(size) and channels == 3
-        outputs = [output.shape for output in model.outputs]
-        if not (photos and outputs in ([(None, 1)], [(None, 1)] * 2)):
-            raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
-    except Exception as error:  # noqa: BLE001, HDF5 and Keras raise all sorts
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        takes = model.input_shape
+        gives = [output.shape for output in model.outputs]
+    except Exception as error:  # noqa: BLE001, Keras and HDF5 raise all sorts
+        saved_by = find_keras_version(filename)
+        if not saved_by:
+            reason = "damaged, or not a model that Keras has saved"
+        elif is_newer(saved_by, keras.__version__):
+            reason = (f"saved by Keras {saved_by}, this is {keras.__version__}: "
+                      "update Keras, or train it anew")
+        else:
+            reason = str(error).split("Exception encountered: ")[-1]  # the innermost reason
+            reason = " ".join(reason.split()).split(". ")[0]  # its first sentence, in one line
         raise ValueError(f"cannot use the model {filename}: {reason}") from None
+    takes_photos = len(takes) == 4 and None not in takes[1:] and takes[3] == 3
+    if not takes_photos or gives not in ([(None, 1)], [(None, 1), (None, 1)]):
+        raise ValueError(f"cannot use the model {filename}: it takes {takes} and gives "
+                         f"{model.output_shape}")
     return model
 
 
-def predict_photos(model, directory):
-    """Return the photos' paths, classes, P(dog) and P(dog or cat), each (n,).
+def find_classes(folder):
+    """Return the names of the folders in `folder`, in alphabetical order, without hidden ones."""
+    return sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
 
-    `directory` has cats/ (class 0) and dogs/ (class 1). Without a second output the last is None.
-    Raises FileNotFoundError where a class has no photos, ValueError where one is damaged.
+
+def find_damaged(paths):
+    """Return the first of `paths` that TensorFlow cannot decode, or None."""
+    for path in paths:
+        try:
+            tf.io.decode_image(path.read_bytes(), expand_animations=False)
+        except tf.errors.InvalidArgumentError:
+            return path
+    return None
+
+
+def predict_photos(model, directory):
+    """Return the names of the two classes, the photos' paths, and three arrays of numbers (n,).
+
+    These are the true classes, 0 or 1, P(second class), and P(one of the two at all), or None for
+    a model without this output. `directory` holds two folders of photos. Raises ValueError where
+    it does not, or where a photo is damaged.
     """
-    if not all(any(directory.glob(f"{label}s/*.jpg")) for label in CLASSES):
-        raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_dataset.py")
+    names = find_classes(directory)
+    if len(names) != 2:
+        raise ValueError(f"{directory} must hold two folders of photos, one for each class: run "
+                         "prepare_dataset.py first, or name another data set with --dataset")
     photos = keras.utils.image_dataset_from_directory(
         directory, label_mode="binary", image_size=model.input_shape[1:3], batch_size=64,
         shuffle=False, verbose=False)
     paths = [Path(path) for path in photos.file_paths]
-    classes = np.array([path.parent.name == "dogs" for path in paths], dtype=int)
+    classes = np.array([names.index(path.relative_to(directory).parts[0]) for path in paths])
+    for number, name in enumerate(names):
+        if number not in classes:
+            raise ValueError(f"there are no photos in {directory / name}")
     try:
-        answers = tf.nest.flatten(model.predict(photos))
-    except tf.errors.InvalidArgumentError:
-        raise ValueError(f"a file in {directory} is not a photo: delete the folder, and prepare it "
+        answers = model.predict(photos)
+    except tf.errors.InvalidArgumentError as error:
+        damaged = find_damaged(paths)
+        if damaged is None:
+            raise ValueError(f"cannot predict the photos: {error.message}") from None
+        raise ValueError(f"{damaged} is not a photo, or damaged: delete it, or prepare the photos "
                          "anew") from None
-    answers = np.concatenate(answers, axis=1).astype(np.float64)
-    return paths, classes, answers[:, 0], answers[:, 1] if len(answers.T) > 1 else None
+    if len(model.outputs) == 1:
+        return names, paths, classes, answers[:, 0].astype(np.float64), None
+    second, at_all = answers
+    return names, paths, classes, second[:, 0].astype(np.float64), at_all[:, 0]
 
 
 def wilson_interval(right, n):
     """Return the 95 % confidence interval (low, high), 0 to 1, of an accuracy of `right` of `n`.
 
-    Source: E. B. Wilson, 1927. Unlike p ± 1.96 s it holds near 0 and 1, where good networks are.
+    Unlike p ± 1.96 s it holds near 0 and 1, too, where good networks are. Source: E. B. Wilson,
+    Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
-    z, p = 1.959964, right / n
+    z = 1.959964  # 95 % of a normal distribution are within so many standard deviations
+    p = right / n
+    middle = p + z**2 / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return tuple((p + z**2 / (2 * n) + side) / (1 + z**2 / n) for side in (-half, half))
+    scale = 1 + z**2 / n
+    return (middle - half) / scale, (middle + half) / scale
 
 
-def print_results(classes, dog, animal, confusion):
-    """Print the metrics; `classes`, `dog` and `animal` are as predict_photos returns them.
+def count_confusion(classes, called):
+    """Return how many photos of each class (row) were called what (column), (2, 2).
 
-    `confusion` (2, 2) counts the photos by true and predicted class.
+    `classes` and `called` (n,), 0 or 1, are the true classes and the network's.
     """
-    right = (dog >= 0.5) == classes
-    print("       photos  right  accuracy  95 % interval (Wilson)")
-    for name, which in (("all", classes < 2), ("cats", classes == 0), ("dogs", classes == 1)):
-        n, hits = which.sum(), right[which].sum()
-        low, high = wilson_interval(hits, n)
-        print(f"{name:6}{n:7}{hits:7}{hits / n * 100:8.2f} %  {low * 100:.2f} to "
-              f"{high * 100:.2f} %")
-    print("\n        called cat  called dog")
-    for label, counts in zip(CLASSES, confusion, strict=True):
-        print(f"{label}s  {counts[0]:12}{counts[1]:12}")
-    print(f"\nlog loss: {float(keras.losses.binary_crossentropy(classes, dog)):.4f}")
-    sure = np.maximum(dog, 1 - dog) >= 0.8  # as in predict.py
-    rest = f", of the others {right[sure].mean() * 100:.2f} % are right" if sure.any() else ""
-    print(f"unsure, 20 to 80 %: {(~sure).sum()} photos{rest}")
-    if animal is not None:
-        print(f"called neither a dog nor a cat: {(animal < 0.5).sum()} photos")
+    confusion = np.zeros((2, 2), dtype=int)
+    for true_class, answer in zip(classes, called, strict=True):
+        confusion[true_class, answer] += 1
+    return confusion
 
 
-def plot_errors(paths, dog, filename):
-    """Draw the photos at `paths` with P(dog), `dog` (n,), and save them as PNG `filename`."""
+def print_results(names, classes, second, at_all, confusion):
+    """Print the metrics; the arguments are as predict_photos and count_confusion return them."""
+    width = max(len(name) for name in names) + 2
+    print(f"{'':{width}} photos   right  accuracy  95 % interval (Wilson)")
+    rows = [("all", confusion.trace(), confusion.sum())]
+    for number, name in enumerate(names):
+        rows.append((name, confusion[number, number], confusion[number].sum()))
+    for name, right, n in rows:
+        low, high = wilson_interval(right, n)
+        print(f"{name:{width}}{n:7}{right:8}{right / n * 100:8.2f} %  "
+              f"{low * 100:.2f} to {high * 100:.2f} %")
+
+    first_column = f"called {names[0]}"
+    second_column = f"called {names[1]}"
+    print(f"\n{'':{width}}  {first_column}  {second_column}")
+    for name, counts in zip(names, confusion, strict=True):
+        print(f"{name:{width}}  {counts[0]:{len(first_column)}}  {counts[1]:{len(second_column)}}")
+
+    loss = float(keras.losses.binary_crossentropy(classes, second))
+    print(f"\nlog loss: {loss:.4f}")
+    right = (second >= 0.5) == classes
+    sure = np.maximum(second, 1 - second) >= 0.8  # as in predict.py
+    print(f"unsure, 20 to 80 %: {np.sum(~sure)} photos")
+    if sure.any():
+        print(f"right among the others: {right[sure].mean() * 100:.2f} %")
+    if at_all is not None:
+        print(f"called neither {names[0]} nor {names[1]}: {np.sum(at_all < 0.5)} photos")
+
+
+def plot_errors(paths, names, second, filename):
+    """Draw the photos at `paths` with the network's answers, and save them as PNG `filename`.
+
+    `names` are the two classes, `second` (n,) is P(second class).
+    """
     columns = min(6, len(paths))
     rows = math.ceil(len(paths) / columns)
-    figure = Figure(figsize=(2.6 * columns, 2.7 * rows), layout="constrained")
-    for number, (path, p) in enumerate(zip(paths, dog, strict=True), start=1):
-        axes = figure.add_subplot(rows, columns, number)
+    figure = plt.figure(figsize=(2.6 * columns, 2.7 * rows), layout="constrained")
+    for number, path in enumerate(paths):
+        if second[number] >= 0.5:
+            called, probability = names[1], second[number]
+        else:
+            called, probability = names[0], 1 - second[number]
+        axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(keras.utils.load_img(path))
         axes.axis("off")
-        axes.set_title(f"{path.name}\n{path.parent.name[:-1]}, called {CLASSES[int(p >= 0.5)]} "
-                       f"{max(p, 1 - p) * 100:.1f} %", fontsize=9)
+        answer = f"{path.parent.name}, called {called} {probability * 100:.1f} %"
+        axes.set_title(f"{path.name}\n{answer}", fontsize=9, parse_math=False)
     figure.savefig(filename)
 
 
-def plot_summary(classes, dog, confusion, filename):
+def plot_summary(names, classes, second, confusion, filename):
     """Draw the confusion matrix beside the reliability diagram; save them as PNG `filename`.
 
-    The diagram (DeGroot and Fienberg, 1983) has a point for each of ten bins of P(dog), `dog` (n,):
-    its fraction of dogs. If the network is well calibrated, the points are on the diagonal.
+    The diagram (DeGroot and Fienberg, 1983) has a point for each tenth of P(second class), `second`
+    (n,): how many of its photos are of the second class. If the network is well calibrated, of the
+    photos with 80 % four fifths are, and the points lie on the diagonal.
     """
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    matrix, reliability = figure.subplots(1, 2)
-    matrix.imshow(confusion / confusion.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1.5)
-    for (row, column), count in np.ndenumerate(confusion):
-        matrix.text(column, row, f"{count}\n{count / confusion[row].sum() * 100:.2f} %",
-                    ha="center", va="center", fontsize=16)
-    matrix.set(title="Confusion matrix", xticks=(0, 1), xticklabels=CLASSES, xlabel="predicted",
-               yticks=(0, 1), yticklabels=CLASSES, ylabel="true class")
-    bins = np.minimum((dog * 10).astype(int), 9)
+    figure, (matrix, reliability) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    shares = confusion / confusion.sum(axis=1, keepdims=True)
+    matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1.5)  # 1.5: dark text stays readable on 1
+    for row in (0, 1):
+        for column in (0, 1):
+            text = f"{confusion[row, column]}\n{shares[row, column] * 100:.2f} %"
+            matrix.text(column, row, text, ha="center", va="center", fontsize=16)
+    matrix.set(title="Confusion matrix", xlabel="predicted", ylabel="true class")
+    matrix.set_xticks((0, 1), names)
+    matrix.set_yticks((0, 1), names)
+
+    reliability.plot((0, 1), (0, 1), "--", color="grey", lw=1)
+    bins = np.minimum((second * 10).astype(int), 9)  # 0 to 9; 1.0 is in the last one, too
     for number in np.unique(bins):
         inside = bins == number
-        x, share, n = dog[inside].mean(), classes[inside].mean(), inside.sum()
+        n = inside.sum()
         low, high = wilson_interval(classes[inside].sum(), n)
+        x = second[inside].mean()
+        y = classes[inside].mean()
         reliability.plot((x, x), (low, high), color="tab:blue", lw=1)
-        reliability.plot(x, share, "o", color="tab:blue")
-        reliability.annotate(n, (x, share), (7, -3), textcoords="offset points")
-    reliability.plot((0, 1), (0, 1), "--", color="grey", lw=1)
-    reliability.set(title="Reliability: photos per bin, with 95 % intervals", xlim=(0, 1.12),
-                    ylim=(-0.03, 1.03), xlabel="mean P(dog) in the bin", ylabel="fraction of dogs")
+        reliability.plot(x, y, "o", color="tab:blue")
+        reliability.annotate(n, (x, y), (7, -3), textcoords="offset points")
+    reliability.set(title="Reliability: photos per bin, with 95 % intervals",
+                    xlim=(0, 1.12), xlabel=f"mean P({names[1]}) in the bin",
+                    ylim=(-0.03, 1.03), ylabel=f"fraction of {names[1]}")
     figure.savefig(filename)
 
 
-def main():
+def parse_args():
+    """Return the options of the command line; end with status 2 if one cannot be right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", type=Path, help="(the one in models/reference/)")
-    parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats")
-    parser.add_argument("--top", type=int, default=24, help="most confident errors to draw (24)")
+    parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats",
+                        help="a folder that prepare_dataset.py has built (%(default)s)")
+    parser.add_argument("--top", type=int, default=24,
+                        help="how many of the most confident errors to draw (%(default)s)")
     args = parser.parse_args()
     if args.top < 1:
         parser.error("--top must be at least 1")
-    model = args.model or next(iter(sorted(Path("models/reference").glob("*.keras"))), None)
-    if not model:
-        raise FileNotFoundError("no model in models/reference: name one")
-    print(f"model: {model}")
-    paths, classes, dog, animal = predict_photos(load_model(model), args.dataset / "test")
-    confusion = tf.math.confusion_matrix(classes, dog >= 0.5, num_classes=2).numpy()
-    print_results(classes, dog, animal, confusion)
+    if args.model is None:
+        shipped = sorted(REFERENCE.glob("*.keras"))
+        if not shipped:
+            parser.error(f"there is no model in {REFERENCE}: name one")
+        args.model = shipped[0]
+    return args
+
+
+def main():
+    args = parse_args()
+    keras.config.set_image_data_format("channels_last")  # (height, width, colours)
+    plt.switch_backend("agg")  # draw into files, not into windows
+    model = load_model(args.model)
+    print(f"model: {args.model}")
+    names, paths, classes, second, at_all = predict_photos(model, args.dataset / "test")
+    called = (second >= 0.5).astype(int)
+    confusion = count_confusion(classes, called)
+    print_results(names, classes, second, at_all, confusion)
+
     os.makedirs("plots", exist_ok=True)
-    plot_summary(classes, dog, confusion, f"plots/{model.stem}_summary.png")
-    print(f"drawn: plots/{model.stem}_summary.png")
-    errors = np.flatnonzero((dog >= 0.5) != classes)
-    if not len(errors):
+    summary = f"plots/{args.model.stem}_summary.png"
+    plot_summary(names, classes, second, confusion, summary)
+    print(f"drawn: {summary}")
+    errors = np.flatnonzero(called != classes)
+    if len(errors) == 0:
         print("no errors at all, so there is no gallery of them")
         return
-    top = errors[np.argsort(-np.abs(dog[errors] - 0.5), kind="stable")][:args.top]
-    plot_errors([paths[error] for error in top], dog[top], f"plots/{model.stem}_errors.png")
-    print(f"drawn: plots/{model.stem}_errors.png, {len(top)} of {len(errors)} errors")
+    confidence = np.abs(second[errors] - 0.5)
+    order = np.argsort(-confidence, kind="stable")  # the most confident first
+    top = errors[order][:args.top]
+    gallery = f"plots/{args.model.stem}_errors.png"
+    plot_errors([paths[number] for number in top], names, second[top], gallery)
+    print(f"drawn: {gallery}, {len(top)} of {len(errors)} errors")
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names that the console cannot show
     try:
         main()
-    except (KeyboardInterrupt, OSError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped'}")
+    except KeyboardInterrupt:
+        sys.exit(f"{sys.argv[0]}: stopped")
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())  # in one line
+        sys.exit(f"{sys.argv[0]}: {reason}")
