@@ -1,117 +1,250 @@
-"""Predict whether photos show a dog or a cat, with any model that the experiments have saved."""
+"""Predict whether photos show a dog or a cat, with any model that the experiments have saved.
+
+    python predict.py my_photo.jpg my_folder
+    python predict.py --model models/baseline_vgg3.keras my_photo.jpg
+    python predict.py --model models/baseline_vgg3_dataset_mine.keras --classes ants bees photo.jpg
+
+Without --model it is final_model.h5, which finalize_model.py saves, or, as long as there is none,
+the network that ships in models/reference/.
+"""
 
 import argparse
+import glob
+import io
+import json
 import os
 import sys
-import warnings
+import zipfile
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-try:
-    import keras
-    import numpy as np
-    import tensorflow as tf
-    from PIL import Image, ImageOps
-    from rich.console import Console
-    from rich.progress import Progress
-except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
-    sys.exit("stopped")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
+os.environ["KERAS_BACKEND"] = "tensorflow"
+import h5py
+import keras
+import numpy as np
+import pillow_heif
+import tensorflow as tf
+from PIL import Image, ImageChops, ImageOps
 
-# Formats that photos come in. Pillow would also run programs for some: Ghostscript for EPS.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif")
+TOP = Path(__file__).resolve().parent  # the folder of this script
+# What looks like a photo, by its name.
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif",
+            ".heic", ".heif")
+# What decode_photo reads. Pillow would start a program for some other formats: Ghostscript for EPS.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF", "HEIF")
+pillow_heif.register_heif_opener()  # lets Pillow read HEIC, too, as iPhones save it
+Image.MAX_IMAGE_PIXELS = None  # decode_photo has a limit of its own
+
+
+def decode_photo(data):
+    """Return the photo in `data`, the bytes of an image file, as a Pillow image in mode RGB.
+
+    It is upright, has 8 bits a colour, and is white where it was transparent. Of an animation it
+    is the first frame. Raises ValueError, with a short reason, where this is not possible.
+    """
+    try:
+        photo = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:  # noqa: BLE001, decoders raise all sorts on what is no photo
+        if data.startswith(b"version https://git-lfs"):
+            raise ValueError("a Git LFS pointer, not the photo itself") from None
+        raise ValueError("not a photo") from None
+    kind = photo.format.replace("MPO", "JPEG")  # MPO: a JPEG with further photos behind the first
+    million_pixels = photo.width * photo.height / 1e6
+    if million_pixels > 100:
+        photo.draft(None, (2000, 2000))  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size
+    if photo.width * photo.height > 178e6:
+        raise ValueError(f"too large ({million_pixels:.0f} million pixels, limit 178)")
+    try:
+        photo.load()
+        try:
+            orientation = photo.getexif().get(0x0112, 1)  # how the camera was held
+        except Exception:  # noqa: BLE001, a photo with damaged EXIF data is still a photo
+            orientation = 1
+        if photo.mode.startswith("I"):  # 16 bits, grey
+            photo = photo.convert("I").point(lambda value: value / 256).convert("L")
+        if photo.has_transparency_data:
+            photo = photo.convert("RGBA")
+            white = Image.new("RGBA", photo.size, "white")
+            photo = Image.alpha_composite(white, photo)
+        photo = photo.convert("RGB")
+    except MemoryError:
+        raise ValueError(f"too large ({million_pixels:.0f} million pixels) for memory") from None
+    except Exception:  # noqa: BLE001
+        end = b"\xff\xd9"  # the last two bytes of a whole JPEG
+        if kind != "JPEG" or data.endswith(end):
+            raise ValueError(f"damaged {kind}") from None
+        # Cut off. With an end, what is there can be decoded, and what is missing becomes grey.
+        photo = decode_photo(data + end)
+        grey = Image.new("RGB", photo.size, (128, 128, 128))
+        box = ImageChops.difference(photo, grey).getbbox()
+        left, top, right, bottom = box or (0, 0, 0, 0)  # no box: all is grey
+        if (right - left) * (bottom - top) < photo.width * photo.height / 2:
+            raise ValueError("damaged JPEG, more than half is missing") from None
+        return photo.crop(box)
+    # Of all EXIF data only the orientation is carried over: Pillow cannot rewrite some of it.
+    photo.info = {}
+    photo.getexif()[0x0112] = orientation
+    return ImageOps.exif_transpose(photo)
 
 
 def load_image(filename, size):
-    """Return the photo as the experiments see it, float32 (1, height, width, 3), RGB, 0 to 255.
+    """Return the photo as the networks take it: float32 (1, height, width, 3), RGB, 0 to 255.
 
-    `size` is the network's (height, width). Raises an exception of any sort where `filename`
-    cannot be read, is not a photo, or is damaged.
+    `size` is (height, width). It is shrunk as in training. Raises OSError where the file cannot be
+    read, ValueError where it is not a photo, or is damaged.
     """
-    (image := Image.open(filename, formats=FORMATS)).load()
-    upright = image.getexif().get(0x0112, 1) == 1
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright:
-        photo = tf.io.decode_image(Path(filename).read_bytes(), channels=3)  # rounds as in training
-    else:  # turned, 16-bit, transparent and the like
-        image = ImageOps.exif_transpose(image)
-        image = image.convert("I").point(lambda v: v / 256) if image.mode[0] == "I" else image
-        white = Image.new("RGBA", image.size, "white")  # behind what is transparent
-        photo = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
-    return tf.image.resize(photo, size).numpy()[np.newaxis]
+    photo = decode_photo(Path(filename).read_bytes())
+    pixels = tf.image.resize(np.asarray(photo), size)
+    return pixels.numpy()[np.newaxis]
+
+
+def find_keras_version(filename):
+    """Return which Keras has saved the model `filename`, as "3.15.1"; "" if it does not say."""
+    try:
+        if zipfile.is_zipfile(filename):  # .keras
+            with zipfile.ZipFile(filename) as file:
+                metadata = json.loads(file.read("metadata.json"))
+            return metadata["keras_version"]
+        with h5py.File(filename) as file:  # .h5
+            version = file.attrs["keras_version"]
+        if isinstance(version, bytes):
+            version = version.decode()
+        return version
+    except Exception:  # noqa: BLE001, damaged, or not a model
+        return ""
+
+
+def is_newer(version, other):
+    """Return whether `version`, as "3.15.1", is newer than `other` in its first two numbers."""
+    numbers = [int(number) for number in version.split(".")[:2]]
+    other_numbers = [int(number) for number in other.split(".")[:2]]
+    return numbers > other_numbers
 
 
 def load_model(filename):
-    """Return the model in `filename`: photos (n, height, width, 3) in, P(dog) (n, 1) out.
+    """Return the model in `filename`: photos (n, height, width, 3) in, P(second class) (n, 1) out.
 
-    It may have a second output, P(dog or cat) (n, 1), below 0.5 for other things.
-    Raises ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
+    It may have a second output, P(one of the two classes at all) (n, 1). Raises FileNotFoundError,
+    and ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
     """
+    if not Path(filename).exists():
+        raise FileNotFoundError(f"there is no model {filename}")
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
-        _, *size, channels = model.input_shape
-        photos = len(size) == 2 and all(size) and channels == 3
-        outputs = [output.shape for output in model.outputs]
-        if not (photos and outputs in ([(None, 1)], [(None, 1)] * 2)):
-            raise ValueError(f"it takes {model.input_shape} and gives {model.output_shape}")
-    except Exception as error:  # noqa: BLE001, HDF5 and Keras raise all sorts
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        takes = model.input_shape
+        gives = [output.shape for output in model.outputs]
+    except Exception as error:  # noqa: BLE001, Keras and HDF5 raise all sorts
+        saved_by = find_keras_version(filename)
+        if not saved_by:
+            reason = "damaged, or not a model that Keras has saved"
+        elif is_newer(saved_by, keras.__version__):
+            reason = (f"saved by Keras {saved_by}, this is {keras.__version__}: "
+                      "update Keras, or train it anew")
+        else:
+            reason = str(error).split("Exception encountered: ")[-1]  # the innermost reason
+            reason = " ".join(reason.split()).split(". ")[0]  # its first sentence, in one line
         raise ValueError(f"cannot use the model {filename}: {reason}") from None
+    takes_photos = len(takes) == 4 and None not in takes[1:] and takes[3] == 3
+    if not takes_photos or gives not in ([(None, 1)], [(None, 1), (None, 1)]):
+        raise ValueError(f"cannot use the model {filename}: it takes {takes} and gives "
+                         f"{model.output_shape}")
     return model
 
 
+def find_model(paths):
+    """Return the first of `paths` that exists. Raises FileNotFoundError where none does."""
+    for path in paths:
+        if path.exists():
+            return path
+    raise FileNotFoundError("there is no final_model.h5: run finalize_model.py, or name a model "
+                            "with --model")
+
+
 def find_photos(paths):
-    """Return the files among `paths`, and in place of each folder the photos below it."""
+    """Return the files among `paths`, and in place of each folder the photos below it, sorted.
+
+    Raises FileNotFoundError for a folder without photos. Hidden files are left out.
+    """
     photos = []
     for path in paths:
-        below = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-        photos += sorted(below, key=lambda p: (p.parent, len(p.name), p.name)) or [path]
+        if path.is_dir():
+            inside = []
+            for file in path.rglob("[!.]*"):
+                if file.suffix.lower() in SUFFIXES and file.is_file():
+                    inside.append(file)
+            if not inside:
+                raise FileNotFoundError(f"no photos in {path}")
+            inside.sort(key=lambda file: (file.parent, len(file.name), file.name))  # 9 before 10
+            photos.extend(inside)
+        elif "*" in path.name and not path.exists():  # *.jpg, which Windows leaves to us
+            matches = sorted(glob.glob(str(path)))
+            if not matches:
+                raise FileNotFoundError(f"no file {path}")
+            photos.extend(Path(match) for match in matches)
+        else:
+            photos.append(path)
     return photos
 
 
-def describe(dog, animal=1):
-    """Return in words what P(dog) and P(dog or cat) mean: unsure from 20 to 80 %."""
-    label, probability = ("dog", dog) if dog >= 0.5 else ("cat", 1 - dog)
-    if animal < 0.5:
-        return f"neither a dog nor a cat, it seems ({label} {probability * 100:.1f} %)"
-    unsure = "unsure, rather a " if probability < 0.8 else ""
-    return f"{unsure}{label} ({probability * 100:.2f} %)"
+def describe(classes, second, known=1.0):
+    """Return the answer in words: a class and its probability, or unsure below 80 %, or neither.
+
+    `classes` are the names of both, `second` is P(second class), `known` P(one of the two at all).
+    """
+    name = classes[0]
+    probability = 1 - second
+    if second >= 0.5:
+        name = classes[1]
+        probability = second
+    if known < 0.5:
+        return f"neither {classes[1]} nor {classes[0]}, it seems ({name} {probability * 100:.1f} %)"
+    if probability < 0.8:
+        return f"unsure, rather {name} ({probability * 100:.2f} %)"
+    return f"{name} ({probability * 100:.2f} %)"
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="file or folder")
+    parser.add_argument("--model", type=Path, help="(final_model.h5, or models/reference/)")
+    parser.add_argument("--classes", nargs=2, default=["cat", "dog"], metavar=("FIRST", "SECOND"),
+                        help="names of the two classes, in alphabetical order of their folders "
+                             "(cat dog)")
+    return parser.parse_args()
 
 
 def main():
     """Print a line for each photo; return the exit status, 1 if a file is not a photo."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="file or folder")
-    parser.add_argument("--model", type=Path, help="(final_model.h5, or models/reference/)")
-    args = parser.parse_args()
+    args = parse_args()
+    keras.config.set_image_data_format("channels_last")  # (height, width, colours)
     if not args.model:
-        reference = sorted(Path("models/reference").glob("*.keras"))
-        args.model = next(filter(Path.exists, [Path("final_model.h5"), *reference]), None)
-        if not args.model:
-            raise FileNotFoundError("there is no final_model.h5: run finalize_model.py, or name a "
-                                    "model with --model")
-        if args.model in reference:
-            print(f"model: {args.model}", file=sys.stderr)
-    model = load_model(args.model)
+        reference = sorted(TOP.glob("models/reference/*.keras"))
+        args.model = find_model([Path("final_model.h5"), TOP / "final_model.h5", *reference])
+        print(f"model: {args.model}", file=sys.stderr)
     photos = find_photos(args.photos)
+    model = load_model(args.model)
+    size = model.input_shape[1:3]
     status = 0
-    bar = Progress(console=Console(stderr=True), disable=len(photos) < 100,
-                   redirect_stdout=sys.stdout.isatty())  # else rich prints a file's lines to stderr
-    with bar:
-        for path in bar.track(photos, description="photos"):
-            try:
-                photo = load_image(path, model.input_shape[1:3])
-            except Exception as error:  # noqa: BLE001, decoders raise all sorts on damaged files
-                reason = getattr(error, "strerror", None) or error
-                print(f"{parser.prog}: {path}: {reason}", file=sys.stderr)
-                status = 1
-                continue
-            print(f"{path}: {describe(*np.ravel(model.predict_on_batch(photo)).tolist())}")
+    for path in photos:
+        try:
+            photo = load_image(path, size)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error  # strerror: without the path
+            print(f"{path}: {reason}", file=sys.stderr)
+            status = 1
+            continue
+        outputs = keras.tree.flatten(model.predict_on_batch(photo))  # one or two, each (1, 1)
+        probabilities = [float(output[0, 0]) for output in outputs]
+        print(f"{path}: {describe(args.classes, *probabilities)}", flush=True)
     return status
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # for names that the console cannot print
     try:
         sys.exit(main())
-    except (KeyboardInterrupt, OSError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped'}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+    except (OSError, ValueError) as error:
+        sys.exit(f"predict.py: {error}")
