@@ -1,9 +1,13 @@
-"""Copy 2,000 cats and 2,000 dogs into cats_and_dogs_small/{train,validation,test}/{cats,dogs}/.
+"""Copy 2,000 photos of each class into cats_and_dogs_small/{train,validation,test}/{cats,dogs}/.
+
+    python more_experiments/prepare_small_dataset.py
 
 Of each class, photos 0 to 999 are for training, 1000 to 1499 for validation, 1500 to 1999 for test:
-the split of "Keras in Chinese", chapter 6. Its text says 100 training photos in one place;
-its code and its output say 1,000. The photos must be prepared: prepare_dataset.py mends or leaves
-out those that Keras cannot read; here they are only copied.
+the split of "Keras in Chinese", chapter 6. (Its text says 100 training photos in one place; its
+code and its output say 1,000.) Kaggle's photos have numbers in their names, cat.0.jpg; others are
+counted in the order of their names. The photos come from what prepare_dataset.py has built, which
+mends or leaves out those that Keras cannot read; here they are only copied. The classes are its two
+folders, whatever they are called.
 """
 
 import argparse
@@ -12,47 +16,87 @@ import os
 import re
 import shutil
 import sys
-from collections import Counter
 from pathlib import Path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
 
-def find_photos(source):
-    """Return {(class, number): path} of the photos cat.N.jpg and dog.N.jpg anywhere in `source`.
+def find_classes(folder):
+    """Return the names of the folders in `folder`, in alphabetical order, without hidden ones."""
+    return sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
 
-    Raises FileNotFoundError where there is no such folder, ValueError where it has a photo twice.
+
+def find_photos(source, name):
+    """Return {file name: path} of the photos of the class `name` in all splits of `source`.
+
+    They are in the order of their names. Raises ValueError where two have the same name.
     """
-    if not source.is_dir():
-        raise FileNotFoundError(f"there is no folder {source}: run prepare_dataset.py first")
     photos = {}
-    for path in source.rglob("*.jpg"):
-        match = re.fullmatch(r"(cat|dog)\.(\d+)\.jpg", path.name)
-        if match and (other := photos.setdefault((match[1], int(match[2])), path)) != path:
-            raise ValueError(f"{source} holds a photo twice: {other} and {path}")
+    for path in sorted(source.glob(f"*/{name}/[!.]*"), key=lambda path: path.name):
+        if path.suffix.lower() in SUFFIXES:
+            if path.name in photos:
+                raise ValueError(f"{source} holds a photo twice: {photos[path.name]} and {path}")
+            photos[path.name] = path
     return photos
 
 
-def split_photos(photos, counts, output):
-    """Return {path in `output`: path in SOURCE}: each class is split by the numbers of its photos.
+def number_photos(photos):
+    """Return {number: path} of `photos`, {file name: path}.
 
-    `counts` is how many numbers train, validation and test take; where one is not in `photos`, a
-    photo less is copied. Raises ValueError where a class would have none.
+    If all are named as Kaggle's, cat.0.jpg or dog.0.jpg, these are their numbers, not all of which
+    need be there. Otherwise they are counted from 0.
     """
-    copies, first = {}, 0
-    for split, count in zip(("train", "validation", "test"), counts, strict=True):
-        for label in ("cat", "dog"):
-            numbers = [n for n in range(first, first + count) if (label, n) in photos]
-            if not numbers:
-                raise ValueError(f"no {label}s {first} to {first + count - 1}, for {split}: run "
+    kaggle = {}
+    for file_name, path in photos.items():
+        match = re.fullmatch(r"(cat|dog)\.(\d+)\.jpg", file_name)
+        if match:
+            kaggle[int(match[2])] = path
+    if len(kaggle) == len(photos):
+        return kaggle
+    return dict(enumerate(photos.values()))
+
+
+def split_photos(source, counts, output):
+    """Return {path in `output`: path in `source`} of the photos to copy.
+
+    Each class is split by the numbers of its photos: `counts` is how many numbers train, validation
+    and test take; where one is not there, a photo less is copied. Raises
+    ValueError where a class would have none.
+    """
+    classes = find_classes(source / "train")
+    if len(classes) != 2:
+        raise ValueError(f"{source} must hold the folder train, and in it two folders of photos, "
+                         "one for each class: run prepare_dataset.py first")
+    copies = {}
+    for name in classes:
+        photos = number_photos(find_photos(source, name))
+        first = 0
+        for split, count in zip(("train", "validation", "test"), counts, strict=True):
+            chosen = [photos[n] for n in range(first, first + count) if n in photos]
+            if not chosen:
+                raise ValueError(f"no {name} {first} to {first + count - 1}, for {split}: run "
                                  "prepare_dataset.py, or set how many with --counts")
-            copies.update({output / split / f"{label}s" / f"{label}.{n}.jpg": photos[label, n]
-                           for n in numbers})
-        first += count
+            for photo in chosen:
+                copies[output / split / name / photo.name] = photo
+            first += count
     return copies
 
 
+def check_output(output, copies):
+    """Raise ValueError where `output` holds a photo that is not one of `copies`.
+
+    Photos of another selection would mix in, and test photos end up in the training split.
+    """
+    for path in sorted(output.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        if path not in copies or not filecmp.cmp(path, copies[path], shallow=False):
+            raise ValueError(f"{path} is not one of these photos: name another folder with "
+                             f"--output, or delete {output}")
+
+
 def main():
+    """Copy the photos, and print how many are in each folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", type=Path, default="dataset_dogs_vs_cats",
                         metavar="SOURCE", help="what prepare_dataset.py has built (%(default)s)")
@@ -62,19 +106,17 @@ def main():
                         metavar=("TRAIN", "VALIDATION", "TEST"),
                         help="photos of each class (1000 500 500)")
     args = parser.parse_args()
-    copies = split_photos(find_photos(args.source), args.counts, args.output)
-    # Photos of another selection would mix in, and test photos end up in the training split.
-    for path in sorted(args.output.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not (
-                path in copies and filecmp.cmp(path, copies[path], shallow=False)):
-            raise ValueError(f"{path} is not one of these photos: name another folder with "
-                             f"--output, or delete {args.output}")
+    copies = split_photos(args.source, args.counts, args.output)
+    check_output(args.output, copies)
+    counts = {}
     for path, photo in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            shutil.copyfile(photo, path.with_suffix(".part"))
-            os.replace(path.with_suffix(".part"), path)  # whole, should the copy be interrupted
-    for folder, count in Counter(path.parent for path in copies).items():
+            part = path.with_suffix(".part")
+            shutil.copyfile(photo, part)
+            os.replace(part, path)  # whole, should the copy be interrupted
+        counts[path.parent] = counts.get(path.parent, 0) + 1
+    for folder, count in counts.items():
         print(f"{folder}: {count} photos")
 
 
