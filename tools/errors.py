@@ -17,6 +17,7 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
 os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import h5py
 import keras
 import matplotlib.pyplot as plt
@@ -259,7 +260,6 @@ def parse_args():
 def main():
     args = parse_args()
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
-    plt.switch_backend("agg")  # draw into files, not into windows
     model = load_model(args.model)
     print(f"model: {args.model}")
     names, paths, classes, second, at_all = predict_photos(model, args.dataset / "test")
