@@ -28,7 +28,9 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the shell or ~/.keras/keras.json says
+# Whatever a notebook, the shell or ~/.keras/keras.json says:
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # draws into files
 try:
     import keras
     import pillow_heif
@@ -70,8 +72,8 @@ def download_photos():
 
 
 def is_hidden(name):
-    """Return whether the file or folder `name` is hidden, or one that macOS puts into zip files."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Return whether a file or folder called `name` is hidden, here or in macOS or Windows."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 def list_folder(folder, skip):
@@ -161,8 +163,10 @@ def sort_numbered(names):
         return []
     if twice:
         raise ValueError(twice)
-    return [(f"{label}s", f"{label}.{number}.jpg", numbered[label, number])
-            for label, number in sorted(numbered)]
+    photos = []
+    for label, number in sorted(numbered):
+        photos.append((f"{label}s", f"{label}.{number}.jpg", numbered[label, number]))
+    return photos
 
 
 def sort_folders(names):
@@ -170,19 +174,20 @@ def sort_folders(names):
 
     The folders' names are the classes. Raises ValueError if there are not two such folders.
     """
-    photos = []
+    labelled = []
     for name in names:
         if "/" in name:
-            photos.append((name.split("/")[-2], name))
-    photos.sort()
-    classes = sorted({label for label, _ in photos})
+            label = name.split("/")[-2]
+            labelled.append((label, name))
+    labelled.sort()
+    classes = sorted({label for label, _ in labelled})
     if len(classes) != 2:
         found = ", ".join(classes[:5]) or "none"
         raise ValueError(f"expected two folders of photos, found {len(classes)} ({found}); or cats "
                          "and dogs as Kaggle and Microsoft name them, cat.0.jpg or Cat/0.jpg")
-    result = []
+    photos = []
     written = set()
-    for label, name in photos:
+    for label, name in labelled:
         stem = re.sub(r'[<>:"|?*]', "_", Path(name).stem)  # Windows allows none of these
         file = f"{stem}.jpg"
         number = 2
@@ -190,8 +195,8 @@ def sort_folders(names):
             file = f"{stem}_{number}.jpg"
             number += 1
         written.add((label, file.lower()))
-        result.append((label, file, name))
-    return result
+        photos.append((label, file, name))
+    return photos
 
 
 def list_photos(source, output):
@@ -219,7 +224,8 @@ def list_photos(source, output):
         if name not in taken and (in_same_folder or name.lower().endswith(SUFFIXES)):
             not_taken.append(name)
     if not_taken:
-        print(f"not taken: {len(not_taken)} files, such as {not_taken[0]} ({reason})")
+        count = f"{len(not_taken)} of {len(files)} files"
+        print(f"not taken: {count}, such as {not_taken[0]} ({reason})")
     return [(label, file, name, files[name]) for label, file, name in photos]
 
 
@@ -297,8 +303,11 @@ def prepare_photo(data):
     photo = decode_photo(data)
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-    upright = image.getexif().get(0x0112, 1) == 1
-    whole = image.size == photo.size
+    try:
+        upright = image.getexif().get(0x0112, 1) == 1
+    except Exception:  # noqa: BLE001, damaged EXIF data: saved anew, without them
+        upright = False
+    whole = image.size == photo.size  # neither cut off nor decoded at a fraction
     if jpeg and upright and whole and tensorflow_reads(data):
         return data
     file = io.BytesIO()
@@ -349,11 +358,14 @@ def copy_photos(photos):
 
 
 def check_folders(folders, paths, needed):
-    """Raise ValueError if one of `folders` has none of the photos `paths`."""
+    """Raise ValueError if one of `folders` has none of the photos `paths`.
+
+    `needed` is how many photos of each class are enough, to say so.
+    """
     for folder in folders:
         if not any(path.parent == folder for path in paths):
-            raise ValueError(f"no photo for {folder}: give at least {needed} of each class that "
-                             "can be read")
+            raise ValueError(f"no photo that can be read for {folder}: give at least {needed} of "
+                             "each class")
 
 
 def remove_photos(folders, paths):
