@@ -218,6 +218,9 @@ def run_test_harness():
     test_photos = flow_from_directory(args.dataset / "test")
     vgg16, classifier, model = define_model(args.weights)
     model.summary()
+    if model.output_shape != (None, 1):
+        raise ValueError(f"the network must give one number for each photo, (None, 1), and gives "
+                         f"{model.output_shape}: are Flatten() and the last Dense(1) in place?")
     features, classes = extract_features(vgg16, train_photos)
     train_it = flow_from_features(features, classes, shuffle=True)
     features, classes = extract_features(vgg16, test_photos)

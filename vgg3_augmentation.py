@@ -173,6 +173,9 @@ def run_test_harness():
     test_it = flow_from_directory(args.dataset / "test", shuffle=False)
     model = define_model()
     model.summary()
+    if model.output_shape != (None, 1):
+        raise ValueError(f"the network must give one number for each photo, (None, 1), and gives "
+                         f"{model.output_shape}: are Flatten() and the last Dense(1) in place?")
     if args.resume:
         model.optimizer.build(model.trainable_variables)  # makes room for its momentum
         model.load_weights(f"models/{name}.keras")
