@@ -130,7 +130,7 @@ def read_runs(paths):
         try:
             history = read_history(path)
         except (OSError, ValueError) as error:
-            print(f"{sys.argv[0]}: skipped {path}: {error}", file=sys.stderr)
+            print(f"compare.py: skipped {path}: {error}", file=sys.stderr)
             continue
         script, dataset = split_name(path.stem.removesuffix("_history"))
         folder = path.parent.as_posix()
@@ -237,13 +237,14 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # for names that the console cannot show
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # for names that the console cannot print
     try:
         main()
     except BrokenPipeError:  # `compare.py | head -4` has read enough: the rest goes nowhere
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
     except KeyboardInterrupt:
-        sys.exit(f"{sys.argv[0]}: stopped")
+        sys.exit("stopped")
     except (OSError, ValueError) as error:
-        sys.exit(f"{sys.argv[0]}: {error}")
+        sys.exit(f"compare.py: {error}")

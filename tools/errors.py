@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-REFERENCE = Path(__file__).resolve().parent.parent / "models/reference"
+TOP = Path(__file__).resolve().parent.parent  # the repository's folder
 
 
 def find_keras_version(filename):
@@ -250,10 +251,11 @@ def parse_args():
     if args.top < 1:
         parser.error("--top must be at least 1")
     if args.model is None:
-        shipped = sorted(REFERENCE.glob("*.keras"))
-        if not shipped:
-            parser.error(f"there is no model in {REFERENCE}: name one")
-        args.model = shipped[0]
+        # Not final_model.h5, as predict.py: that has been trained on the test photos, too.
+        reference = sorted(TOP.glob("models/reference/*.keras"))
+        if not reference:
+            parser.error(f"there is no model in {TOP / 'models/reference'}: name one")
+        args.model = reference[0]
     return args
 
 
@@ -284,11 +286,13 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # for names that the console cannot show
+    warnings.simplefilter("ignore")  # of matplotlib, on names whose letters its font lacks
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # for names that the console cannot print
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(f"{sys.argv[0]}: stopped")
+        sys.exit("stopped")
     except (OSError, ValueError, tf.errors.OpError) as error:
         reason = " ".join(str(error).split())  # in one line
-        sys.exit(f"{sys.argv[0]}: {reason}")
+        sys.exit(f"errors.py: {reason}")
