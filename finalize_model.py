@@ -8,13 +8,13 @@ that we have may teach the classifier, and none is kept for testing.
 
 import argparse
 import hashlib
-import logging
 import os
 import sys
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
 os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import numpy as np
 import tensorflow as tf
