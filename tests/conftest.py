@@ -15,11 +15,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Runs several command lines in one process, so that TensorFlow is imported once for all.
 SEVERAL = """
-import contextlib, io, json, os, runpy, sys
+import contextlib, io, json, os, runpy, sys, traceback
 results = []
 for script, *arguments in json.loads(sys.argv[1]):
     sys.argv = [script, *arguments]
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    code = 0
     if "keras" in sys.modules:  # layers get the names that they have in a new process
         sys.modules["keras"].utils.clear_session()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -29,7 +30,10 @@ for script, *arguments in json.loads(sys.argv[1]):
             code = stop.code if isinstance(stop.code, int) or stop.code is None else 1
             if code != stop.code:
                 print(stop.code, file=err)
-    results.append((code or 0, out.getvalue(), err.getvalue()))
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    results.append((code or 0, *(text.buffer.getvalue().decode() for text in (out, err))))
 print(json.dumps(results))
 """
 
