@@ -1,23 +1,25 @@
 """VGG-16 from scratch, by Sequential and by functional API, compared with the one in Keras.
 
+    python more_experiments/vgg16_from_scratch.py
+
 The network D of Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
 Recognition", 2014: 138,357,544 parameters. It came second in ImageNet's classification of 2014, not
 first as the tutorial says (first in localization), and is trained with dropout of 0.5 after fc1 and
 fc2, which neither the tutorial nor Keras has ("Keras in Chinese", chapter 4).
+https://arxiv.org/abs/1409.1556
 """
 
 import argparse
 import os
-import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-try:
-    import keras
-    from keras import layers
-except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
-    sys.exit("stopped")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
+os.environ["KERAS_BACKEND"] = "tensorflow"
+import keras
+from keras import layers
 
-BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # filters, convolutions
+# (filters, convolutions) of each block. The deeper, the more patterns, and the fewer places: after
+# each block width and height are halved, 224, 112, 56, 28, 14 and 7 in the end.
+BLOCKS = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]
 
 
 def define_sequential():
@@ -54,25 +56,40 @@ def define_functional():
 
 def list_layers(model):
     """Return (name, output shape, shapes of weights) of each layer but the input."""
-    return [(layer.name, layer.output.shape, [weight.shape for weight in layer.weights])
-            for layer in model.layers if not isinstance(layer, layers.InputLayer)]
+    listed = []
+    for layer in model.layers:
+        if not isinstance(layer, layers.InputLayer):
+            shapes = [weight.shape for weight in layer.weights]
+            listed.append((layer.name, layer.output.shape, shapes))
+    return listed
+
+
+def compare(model, expected):
+    """Print the parameters of `model`, and how many of its layers are as in `expected`."""
+    listed = list_layers(model)
+    same = 0
+    for ours, theirs in zip(listed, expected, strict=True):
+        if ours == theirs:
+            same += 1
+    print(f"{model.name}: {model.count_params():,} parameters; {same} of {len(expected)} layers as "
+          "in keras.applications.VGG16\n")
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    """Define VGG-16 twice, and compare both with that of Keras."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.parse_args()  # there is only --help
     expected = list_layers(keras.applications.VGG16(weights=None))
-    for define_model in (define_sequential, define_functional):
-        keras.utils.clear_session()  # frees the network before: each takes half a gigabyte
-        model = define_model()
-        model.summary()
-        same = sum(a == b for a, b in zip(list_layers(model), expected, strict=True))
-        print(f"{model.name}: {model.count_params():,} parameters; {same} of {len(expected)} "
-              "layers as in keras.applications.VGG16\n")
-        del model
+    keras.utils.clear_session()  # frees the network before: each takes half a gigabyte
+    model = define_sequential()
+    model.summary()
+    compare(model, expected)
+    del model
+    keras.utils.clear_session()
+    model = define_functional()
+    model.summary()
+    compare(model, expected)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(f"{sys.argv[0]}: stopped")
+    main()
