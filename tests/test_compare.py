@@ -1,4 +1,4 @@
-"""plots/compare.py, and README's figures against the reference runs in plots/reference/."""
+"""tools/compare.py, and README's figures against the reference runs in plots/reference/."""
 
 import csv
 import re
@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, assert_refused, command, run, run_several
 from PIL import Image
 
+COMPARE = "tools/compare.py"
 HEADER = "epoch,accuracy,loss,val_accuracy,val_loss\n"
 REFERENCE = sorted((ROOT / "plots/reference").glob("*_history.csv"))
 
@@ -38,37 +39,77 @@ def plots(tmp_path):
     return tmp_path
 
 
-def read_table(stdout):
-    """Return the printed rows as lists of cells, without the column titles."""
-    return [re.split(r"\s{2,}", line.strip()) for line in stdout.splitlines()[1:-1]]
+def read_tables(stdout):
+    """Return [(data set or "", file drawn, rows as lists of cells)] of the printed tables."""
+    tables = []
+    for text in stdout.strip().split("\n\n"):
+        lines = text.splitlines()
+        dataset = ""
+        if lines[0].startswith("other photos: "):
+            dataset = lines.pop(0).removeprefix("other photos: ")
+        assert lines[0].startswith("script ") and lines[-1].startswith("drawn: ")
+        rows = [re.split(r"\s{2,}", line.strip()) for line in lines[1:-1]]
+        tables.append((dataset, lines[-1].split()[1], rows))
+    return tables
 
 
 def test_compares_the_experiments_of_the_readme(plots):
-    for name, content in {"baseline_vgg2": "", "vgg3_dropout": HEADER, "vgg16_transfer": "hello\n",
-                          "vgg3_dropout_seed2": HEADER + "0,0.5", "vgg3_dropout_seed3":
-                          HEADER + "0,a,b,c,d\n"}.items():
-        (plots / f"plots/{name}_history.csv").write_text(content)
+    """Of all that can be read the table is right; what cannot is skipped, each with a line."""
+    excel = HEADER.replace(",", ";") + "0;0,5;0,7;0,9;0,6\n"
+    marked = "\ufeff" + HEADER + "0,0.5,0.7,0.9,0.6\n"  # as Windows marks UTF-8
+    damaged = {"baseline_vgg2": "", "baseline_vgg2_seed2": marked, "baseline_vgg2_seed3": excel,
+               "vgg3_dropout": HEADER, "vgg16_transfer": "hello\n",
+               "vgg3_dropout_seed2": HEADER + "0,0.5",
+               "vgg3_dropout_seed3": HEADER + "0,a,b,c,d\n"}
+    for name, content in damaged.items():
+        (plots / f"plots/{name}_history.csv").write_text(content, encoding="utf-8")
     (plots / "plots/vgg3_augmentation_history.csv").write_bytes(bytes(range(256)))
-    done = run("plots/compare.py", cwd=plots)
-    assert done.returncode == 0, done.stderr
-    assert read_table(done.stdout) == [  # the seeds to the epoch that all have come to
+    notebook = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # inherited from a cell
+    ((code, out, err),) = run_several((COMPARE,), cwd=plots, env=notebook)
+    assert code == 0, err
+    assert read_tables(out) == [("", "plots/comparison.png", [
+        # the seeds to the epoch that all have come to
         ["baseline_vgg3", "test", "2", "80.0 ± 3.0 % (3 seeds)", "80.000", "(2)", "80.184"],
         ["baseline_vgg1", "test", "3", "65.000 %", "70.000", "(2)", "72.331"],
         ["baseline_vgg1 (reference)", "test", "1", "50.000 %", "50.000", "(1)", "72.331"],
-    ]
-    skipped = done.stderr.splitlines()
-    assert len(skipped) == 6
-    for name in ("baseline_vgg2", "vgg3_dropout", "vgg3_dropout_seed2", "vgg3_dropout_seed3",
-                 "vgg16_transfer", "vgg3_augmentation"):
-        assert any(f"skipped plots/{name}_history.csv" in line for line in skipped)
+    ])]
+    skipped = re.findall(r"^compare.py: skipped plots/(\w+)_history.csv: .+$", err, re.MULTILINE)
+    assert sorted(skipped) == sorted([*damaged, "vgg3_augmentation"])
+    assert len(err.splitlines()) == len(skipped)
     with Image.open(plots / "plots/comparison.png") as plot:
         assert plot.format == "PNG" and min(plot.size) >= 600
+
+
+def test_other_photos_are_listed_apart(plots):
+    """A run on the sample outranks no run on the photos, and is in a picture of its own."""
+    for name, accuracies in {
+            "baseline_vgg1_dataset_sample": (0.99,), "baseline_vgg1_dataset_sample_seed2": (0.95,),
+            "baseline_vgg2_dataset_sample": (0.98,), "baseline_vgg3_ants": (1.0,)}.items():
+        write_history(plots / f"plots/{name}_history.csv", *accuracies)
+    all_runs, named, of_script = run_several(
+        (COMPARE,), (COMPARE, "baseline_vgg1_dataset_sample", "baseline_vgg3_seed2"),
+        (COMPARE, "baseline_vgg2"), cwd=plots)
+    ours, ants, sample = read_tables(all_runs[1])
+    assert [row[0] for row in ours[2]] == [
+        "baseline_vgg3", "baseline_vgg1", "baseline_vgg1 (reference)"]
+    assert ants == ("ants", "plots/comparison_ants.png", [
+        ["baseline_vgg3", "test", "1", "100.000 %", "100.000", "(1)", "-"]])
+    assert sample == ("dataset_sample", "plots/comparison_dataset_sample.png", [
+        ["baseline_vgg2", "test", "1", "98.000 %", "98.000", "(1)", "-"],
+        ["baseline_vgg1", "test", "1", "97.0 ± 2.0 % (2 seeds)", "97.000", "(1)", "-"]])
+    assert [(dataset, [row[:4] for row in rows]) for dataset, _, rows in read_tables(named[1])] == [
+        ("", [["baseline_vgg3", "test", "2", "77.000 %"]]),
+        ("dataset_sample", [["baseline_vgg1", "test", "1", "97.0 ± 2.0 % (2 seeds)"]])]
+    assert [dataset for dataset, _, _ in read_tables(of_script[1])] == ["dataset_sample"]
+    for name in ("comparison", "comparison_ants", "comparison_dataset_sample"):
+        with Image.open(plots / f"plots/{name}.png") as plot:
+            plot.load()
 
 
 def test_seeds_are_one_line_in_a_band(plots):
     """The picture of three seeds has a band between the lowest and the highest, and one line."""
     def count_pale(*names):
-        assert run("plots/compare.py", *names, cwd=plots).returncode == 0
+        assert run(COMPARE, *names, cwd=plots).returncode == 0
         with Image.open(plots / "plots/comparison.png") as plot:
             pixels = np.asarray(plot.convert("RGB"), dtype=int)
         band = np.array([31, 119, 180]) * 0.25 + 255 * 0.75  # tab:blue at a quarter
@@ -83,28 +124,28 @@ def test_compares_what_is_named(plots):
     # an epoch that was redone counts once, and so does what Keras writes on Windows
     text = HEADER + "0,0.5,0.7,0.1,0.6\n0,0.5,0.7,0.55,0.6\n"
     (plots / "plots/other_history.csv").write_bytes(text.replace("\n", "\r\r\n").encode())
-    done = run("plots/compare.py", "baseline_vgg1.py", "kept/baseline_vgg1_history.csv", "my_own",
-               "other", "more_experiments/small_data_cnn.py",
-               plots / "plots/baseline_vgg1_history.csv", cwd=plots)
-    assert done.returncode == 0, done.stderr
-    assert [row[:4] for row in read_table(done.stdout)] == [
+    (plots / "empty").mkdir()
+    unknown = ("baseline_vgg2", "baseline_vgg", "nothing.csv")
+    named, *refused = run_several(
+        (COMPARE, "baseline_vgg1.py", "kept/baseline_vgg1_history.csv", "my_own", "other",
+         "more_experiments/small_data_cnn.py", plots / "plots/baseline_vgg1_history.csv"),
+        *((COMPARE, "baseline_vgg1", name) for name in unknown), cwd=plots)
+    assert named[0] == 0, named
+    ((_, _, rows),) = read_tables(named[1])
+    assert [row[:4] for row in rows] == [
         ["my_own (reference)", "test", "2", "90.000 %"],
         ["small_data_cnn", "validation", "1", "70.000 %"],
         ["baseline_vgg1", "test", "3", "65.000 %"],
         ["baseline_vgg1 (kept)", "test", "3", "65.000 %"],
         ["other", "test", "1", "55.000 %"], ["baseline_vgg1 (reference)", "test", "1", "50.000 %"]]
-    names = ("baseline_vgg2", "baseline_vgg", "nothing.csv")
-    results = run_several(*(("plots/compare.py", "baseline_vgg1", name) for name in names),
-                          cwd=plots)
-    for result, name in zip(results, names, strict=True):
+    for result, name in zip(refused, unknown, strict=True):
         assert_refused(result, name)
-    (plots / "empty").mkdir()
-    done = run("plots/compare.py", cwd=plots / "empty")
+    done = run(COMPARE, cwd=plots / "empty")
     assert_refused((done.returncode, done.stdout, done.stderr), "no history")
 
 
 def test_ends_quietly_where_nobody_reads_on(plots):
-    process = subprocess.Popen(command("plots/compare.py"), cwd=plots, stdout=subprocess.PIPE,
+    process = subprocess.Popen(command(COMPARE), cwd=plots, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait(60) == 0
@@ -121,7 +162,7 @@ def test_reference_runs():
         accuracies = [float(row["val_accuracy"]) * 100 for row in rows]
         (source,) = [path for folder in (".", "more_experiments", "beyond")
                      for path in ROOT.glob(f"{folder}/{script}.py")]
-        assert re.search(rf"EPOCHS = (10, )?{len(rows)}\n", source.read_text())
+        assert re.search(rf"EPOCHS = (10, )?{len(rows)}\b", source.read_text())
         assert [int(row["epoch"]) for row in rows] == list(range(len(rows)))
         assert int(result["epochs"]) == len(rows)
         published = re.search(r"Published (\w+) accuracy", source.read_text())

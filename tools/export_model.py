@@ -22,6 +22,7 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
 os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # Keras imports matplotlib, where it is installed
 import h5py
 import keras
 import numpy as np

@@ -288,8 +288,10 @@ def answer(model, last_map, classes, upload):
     try:
         photo = load_image(path, model.input_shape[1:3])
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return None, f"I cannot read it: {reason}. I read {', '.join(FORMATS)}.", None, None
+        words = f"I cannot read it: {getattr(error, 'strerror', None) or error}."
+        if str(error) == "not a photo":
+            words = f"This is not a photo. I read {', '.join(FORMATS)}."
+        return None, words, None, None
     answers, heat = grad_cam(model, last_map, photo)
     first, second = classes
     probabilities = {second: answers[0], first: 1 - answers[0]}
