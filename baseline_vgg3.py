@@ -179,6 +179,7 @@ def run_test_harness():
     try:
         model.fit(
             train_it, validation_data=test_it, initial_epoch=epochs_done, epochs=args.epochs,
+            shuffle=False,  # train_it does that
             callbacks=[  # after each epoch: save the network, then add a row to the history
                 keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(model, name)),
                 keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),

@@ -159,7 +159,7 @@ def run_test_harness():
                          f"{model.output_shape}: are Flatten() and the last Dense(1) in place?")
     features, classes = extract_features(vgg16, photos)
     train_it = flow_from_features(features, classes, shuffle=True)
-    classifier.fit(train_it, epochs=args.epochs)
+    classifier.fit(train_it, epochs=args.epochs, shuffle=False)  # train_it does that
     logging.getLogger("absl").setLevel(logging.ERROR)  # hides Keras's advice against .h5 files
     model.save("final_model.new.h5", include_optimizer=False)  # which only training needs
     os.replace("final_model.new.h5", "final_model.h5")  # until here the old one stays whole
