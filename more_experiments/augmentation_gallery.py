@@ -1,4 +1,10 @@
-"""Look at augmentation: one photo and what each of Keras's random layers makes of it.
+"""Look at augmentation: one photo, and what each of Keras's random layers makes of it.
+
+    python more_experiments/augmentation_gallery.py
+    python more_experiments/augmentation_gallery.py my_photo.jpg --save-to augmented
+
+The pictures are plots/augmentation_*.png. What to see: each variant still shows what the photo
+shows. A change that makes it something else would teach the network something wrong.
 
 Chapter 2 of "Keras in Chinese", and the picture of its section 6.6: all methods at once. The
 chapter shows MNIST's digits; here they are photos, since those are what we augment: a digit, as the
@@ -13,64 +19,71 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-try:
-    import keras
-    import numpy as np
-    import tensorflow as tf
-    from keras import layers
-    from matplotlib.figure import Figure
-except KeyboardInterrupt:  # Ctrl-C during the imports, which take seconds
-    sys.exit("stopped")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
+os.environ["KERAS_BACKEND"] = "tensorflow"
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+from keras import layers
 
 SIZE = 150
 ZCA_SIZE = 32  # the covariance of 150x150x3 values would take 18 GB
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what TensorFlow can decode
 
 
 def define_augmentations():
-    """Return {name: (title, number of variants to show, layer)}; the layers take (n, h, w, 3)."""
-    fill = {"fill_mode": "nearest"}
+    """Return {name: (title, number of variants to show, layer)}.
+
+    The layers take photos (n, height, width, 3), 0 to 255, and give the same, changed at random.
+    fill_mode says what comes to where the photo has moved away: "nearest" repeats its edge.
+    """
+    rotation = layers.RandomRotation(90 / 360, fill_mode="nearest")  # in full turns
+    shifts = layers.RandomTranslation(0.2, 0.2, fill_mode="nearest")  # of the height, of the width
+    shear = layers.RandomShear((0, 0.4), (0, 0.4), fill_mode="nearest")  # sideways, up and down
+    # two layers, since one for both directions always flips both ways at once
+    flips = keras.Sequential([layers.RandomFlip("horizontal"), layers.RandomFlip("vertical")])
+    zoom = layers.RandomZoom(0.3, fill_mode="nearest")
+    # section 6.6, and small_data_augmentation.py; the shear is 0.2 radians there, 20 %
+    combined = keras.Sequential([
+        layers.RandomRotation(40 / 360, fill_mode="nearest"),
+        layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"),
+        layers.RandomShear((0, 0.2), fill_mode="nearest"),
+        layers.RandomZoom(0.2, 0.2, fill_mode="nearest"),
+        layers.RandomFlip("horizontal"),
+    ])
     return {
-        # chapter 2: one method each
-        "rotation": ("Rotation by up to 90 degrees", 9, layers.RandomRotation(90 / 360, **fill)),
-        "shifts": ("Shifts by up to 20 %", 9, layers.RandomTranslation(0.2, 0.2, **fill)),
-        "shear": ("Shear by up to 40 %", 9, layers.RandomShear((0, 0.4), (0, 0.4), **fill)),
-        # two layers, since one for both directions always flips both ways at once
-        "flips": ("Horizontal and vertical flips", 9, keras.Sequential(
-            [layers.RandomFlip("horizontal"), layers.RandomFlip("vertical")])),
-        # not in that chapter
-        "zoom": ("Zoom by up to 30 %, in and out", 9, layers.RandomZoom(0.3, **fill)),
-        # section 6.6: all of them, with its settings; its shear is 0.2 radians, 20 %
+        "rotation": ("Rotation by up to 90 degrees", 9, rotation),
+        "shifts": ("Shifts by up to 20 %", 9, shifts),
+        "shear": ("Shear by up to 40 %", 9, shear),
+        "flips": ("Horizontal and vertical flips", 9, flips),
+        "zoom": ("Zoom by up to 30 %, in and out", 9, zoom),  # not in that chapter
         "combined": ("All: rotation by up to 40 degrees, shifts, shear, zoom by up to 20 %, flips",
-                     4, keras.Sequential([
-                         layers.RandomRotation(40 / 360, **fill),
-                         layers.RandomTranslation(0.2, 0.2, **fill),
-                         layers.RandomShear((0, 0.2), **fill),
-                         layers.RandomZoom(0.2, 0.2, **fill),
-                         layers.RandomFlip("horizontal")])),
+                     4, combined),
     }
 
 
-def load_photos(first, limit):
-    """Return the photo `first` and others of its folder, at most `limit` in all, and their names.
+def find_photos(first, limit):
+    """Return the path `first` and those of the other photos of its folder, at most `limit`."""
+    others = []
+    for path in first.parent.iterdir():
+        if path.suffix.lower() in SUFFIXES and path.name != first.name:
+            others.append(path)
+    others.sort(key=lambda path: (len(path.name), path.name))  # cat.2 before cat.10
+    paths = [first] + others
+    return paths[:limit]
 
-    float32 (n, 150, 150, 3), RGB, 0 to 255. Raises OSError or ValueError where `first` cannot be
-    read, the folder has fewer than ten photos, or one is not a photo.
-    """
-    others = sorted((path for path in first.parent.iterdir() if path.suffix.lower() in SUFFIXES),
-                    key=lambda path: (len(path.name), path.name))
-    paths = list(dict.fromkeys([first, *others]))[:max(0, limit)]
-    if len(paths) < 10:
-        raise ValueError(f"ten photos are needed, {first.parent} and --limit give {len(paths)}")
+
+def load_photos(paths):
+    """Return the photos as float32 (n, 150, 150, 3), RGB, 0 to 255; end here if one is none."""
     photos = []
     for path in paths:
         try:
             photo = tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
         except tf.errors.InvalidArgumentError:
-            raise ValueError(f"{path} is damaged, or not a JPEG, PNG, GIF or BMP") from None
+            sys.exit(f"{path} is damaged, or not a JPEG, PNG, GIF or BMP")
         photos.append(tf.image.resize(photo, (SIZE, SIZE)))
-    return np.array(photos), [path.name for path in paths]
+    return np.array(photos)
 
 
 def standardize(photos):
@@ -89,27 +102,41 @@ def whiten(photos, epsilon=0.1):
     components that hardly vary from being blown up to noise.
     """
     small = tf.image.resize(photos, (ZCA_SIZE, ZCA_SIZE), antialias=True).numpy() / 255
-    values = small.reshape(len(small), -1)
+    values = small.reshape(len(small), -1)  # a photo in each row
     values -= values.mean(axis=0)
     _, deviations, components = np.linalg.svd(values / np.sqrt(len(values)), full_matrices=False)
-    scaled = values @ components.T / np.sqrt(deviations**2 + epsilon)
+    rotated = values @ components.T
+    scaled = rotated / np.sqrt(deviations**2 + epsilon)
     return (scaled @ components).reshape(small.shape)
 
 
 def plot_photos(name, title, photos, labels):
     """Draw `photos`, RGB, 0 to 255, five in a row, into plots/augmentation_`name`.png."""
     rows = len(photos) // 5
-    figure = Figure(figsize=(12, 0.6 + 2.6 * rows), layout="constrained")
+    figure, axes = plt.subplots(rows, 5, figsize=(12, 0.6 + 2.6 * rows), layout="constrained")
     figure.suptitle(title)
-    places = figure.subplots(rows, 5, subplot_kw={"xticks": (), "yticks": ()}).flat
-    for axes, photo, label in zip(places, photos, labels, strict=False):
-        axes.imshow(keras.utils.array_to_img(photo, scale=False))
-        axes.set_title(label, fontsize="medium")
+    axes = axes.flat  # the places, row by row
+    for number in range(len(photos)):
+        axes[number].imshow(keras.utils.array_to_img(photos[number], scale=False))
+        axes[number].set_title(labels[number], fontsize="medium")
+        axes[number].set_axis_off()
     figure.savefig(f"plots/augmentation_{name}.png")
+    plt.close(figure)
     print(f"plots/augmentation_{name}.png: {title}")
 
 
-def main():
+def plot_changed(name, title, changed, labels):
+    """Draw ten of the photos `changed`, whose mean is 0, into plots/augmentation_`name`.png.
+
+    To look at them: 0 becomes grey, three deviations below it black, three above it white.
+    """
+    shown = changed[:10] / changed.std() / 6 + 0.5
+    shown = np.clip(shown, 0, 1) * 255
+    plot_photos(name, f"{title}, computed from {len(changed)} photos", shown, labels)
+
+
+def parse_args():
+    """Return the options of the command line; end with status 2 if one cannot be right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photo", nargs="?", type=Path, default="sample/train/cat.4.jpg",
                         metavar="PHOTO", help="to vary (%(default)s)")
@@ -117,32 +144,48 @@ def main():
                         "mean, deviation and ZCA from (%(default)s)")
     parser.add_argument("--save-to", type=Path, metavar="DIR",
                         help="write the variants there, too, as aug_<method>_<number>.png")
-    parser.add_argument("--seed", type=int, default=1, help="random seed (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random numbers (%(default)s)")
     args = parser.parse_args()
     if not args.photo.is_file():
-        raise FileNotFoundError(f"there is no photo {args.photo}")
+        parser.error(f"there is no photo {args.photo}")
+    found = len(find_photos(args.photo, args.limit))
+    if args.limit < 10 or found < 10:
+        parser.error(f"ten photos are needed, {args.photo.parent} and --limit {args.limit} give "
+                     f"{found}")
+    if args.save_to and args.save_to.exists() and not args.save_to.is_dir():
+        parser.error(f"{args.save_to} is not a folder")
+    return args
+
+
+def main():
+    """Draw the photos, the variants of the first one, and what is computed from all of them."""
+    args = parse_args()
     keras.utils.set_random_seed(args.seed)
-    photos, names = load_photos(args.photo, args.limit)
-    for folder in filter(None, (Path("plots"), args.save_to)):
-        folder.mkdir(parents=True, exist_ok=True)
+    plt.switch_backend("agg")  # draw into files, not into a window
+    paths = find_photos(args.photo, args.limit)
+    names = [path.name for path in paths]
+    photos = load_photos(paths)
+    os.makedirs("plots", exist_ok=True)
+    if args.save_to:
+        os.makedirs(args.save_to, exist_ok=True)
     plot_photos("photos", "Ten photos as they are", photos[:10], names)
+
     for name, (title, count, layer) in define_augmentations().items():
-        variants = layer(np.repeat(photos[:1], count, axis=0), training=True).numpy()
-        plot_photos(name, title, [photos[0], *variants],
-                    [names[0], *(f"variant {number}" for number in range(1, count + 1))])
-        for number, variant in enumerate(variants if args.save_to else (), start=1):
-            keras.utils.save_img(args.save_to / f"aug_{name}_{number}.png", variant, scale=False)
-    for name, title, changed in (
-        ("standardization", "Featurewise standardization", standardize(photos)),
-        ("zca", f"ZCA whitening at {ZCA_SIZE}x{ZCA_SIZE}", whiten(photos)),
-    ):
-        # to look at them: 0 becomes grey, -3 deviations black, 3 white
-        shown = np.clip(changed[:10] / changed.std() / 6 + 0.5, 0, 1) * 255
-        plot_photos(name, f"{title}, computed from {len(photos)} photos", shown, names)
+        copies = np.repeat(photos[:1], count, axis=0)  # the first photo, `count` times
+        variants = layer(copies, training=True).numpy()
+        labels = [names[0]]
+        for number in range(1, count + 1):
+            labels.append(f"variant {number}")
+        shown = np.concatenate([photos[:1], variants])
+        plot_photos(name, title, shown, labels)
+        if args.save_to:
+            for number, variant in enumerate(variants, start=1):
+                file = args.save_to / f"aug_{name}_{number}.png"
+                keras.utils.save_img(file, variant, scale=False)
+
+    plot_changed("standardization", "Featurewise standardization", standardize(photos), names)
+    plot_changed("zca", f"ZCA whitening at {ZCA_SIZE}x{ZCA_SIZE}", whiten(photos), names)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, OSError, ValueError) as error:
-        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split()) or 'stopped'}")
+    main()
