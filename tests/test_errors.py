@@ -1,10 +1,14 @@
-"""plots/errors.py and beyond/grad_cam.py: where a network errs, and where it looks."""
+"""tools/errors.py and tools/grad_cam.py: where a network errs, and where it looks."""
 
 import importlib.util
+import json
 import math
 import re
+import shutil
 import sys
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from conftest import ROOT, assert_refused, run_several
 from keras import layers
 from PIL import Image
 
-ERRORS, GRAD_CAM, CHELSEA = "plots/errors.py", "beyond/grad_cam.py", ROOT / "sample/chelsea.jpg"
+ERRORS, GRAD_CAM, CHELSEA = "tools/errors.py", "tools/grad_cam.py", ROOT / "sample/chelsea.jpg"
 # Of a photo that is evenly 128 + 32 k the grey network says that a dog is 3 ** k to 1.
 CATS = {1: -3, 2: -3, 3: -3, 4: -1, 5: 2}
 DOGS = {1: 3, 2: 3, 3: 3, 4: 2, 5: 1, 6: -3}
@@ -25,13 +29,13 @@ def load_script(path):
     return script
 
 
-def write_photos(folder, cats, dogs):
-    """Write folder/test/{cats,dogs}/, evenly grey photos, 128 + 32 k, of {number: k}."""
-    for label, photos in (("cat", cats), ("dog", dogs)):
-        (folder / f"test/{label}s").mkdir(parents=True)
+def write_photos(folder, **classes):
+    """Write folder/test/{class}/, evenly grey photos, 128 + 32 k, of class={number: k}."""
+    for name, photos in classes.items():
+        (folder / "test" / name).mkdir(parents=True)
         for number, k in photos.items():
             Image.new("RGB", (40, 30), (128 + 32 * k,) * 3).save(
-                folder / f"test/{label}s/{label}.{number}.jpg", quality=100)
+                folder / f"test/{name}/{name}.{number}.jpg", quality=100)
     return folder
 
 
@@ -53,16 +57,25 @@ def grey(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grey")
     for outputs, name in enumerate(("one", "two"), start=1):
         save_grey_network(folder / f"{name}.keras", outputs)
-    write_photos(folder / "dataset_dogs_vs_cats", CATS, DOGS)
+    write_photos(folder / "dataset_dogs_vs_cats", cats=CATS, dogs=DOGS)
     return folder
 
 
 def test_errors(grey):
-    right = write_photos(grey / "right", {1: -3, 2: -1}, {1: 2, 2: 1})
-    one, two, none = run_several((ERRORS, "one.keras"), (ERRORS, "two.keras", "--top", "1"),
-                                 (ERRORS, "one.keras", "--dataset", right), cwd=grey)
-    assert (one[0], one[2], two[0], none[0]) == (0, "", 0, 0), (one, two, none)
-    rows = {line.split()[0]: line.split()[1:] for line in one[1].splitlines() if line}
+    """The figures are right, whatever the classes are called, and whatever the shell says."""
+    bees = write_photos(grey / "dataset_bees", ants={1: -3, 2: -1}, bees_of_mine={1: 2, 2: 1})
+    hidden = bees / "test/.ipynb_checkpoints"
+    hidden.mkdir()
+    (grey / "keras").mkdir()
+    (grey / "keras/keras.json").write_text('{"image_data_format": "channels_first"}')
+    settings = {"KERAS_HOME": str(grey / "keras"), "KERAS_BACKEND": "torch",
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    one, two, none, shipped = run_several(
+        (ERRORS, "one.keras"), (ERRORS, "two.keras", "--top", "1"),
+        (ERRORS, "two.keras", "--dataset", bees), (ERRORS, "--dataset", bees), cwd=grey,
+        env=settings)
+    for code, _, err in (one, two, none, shipped):
+        assert (code, err) == (0, ""), err
     for name, count, hits in (("all", 11, 9), ("cats", 5, 4), ("dogs", 6, 5)):
         (row,) = re.findall(rf"^{name} +(\d+) +(\d+) +([\d.]+) %  ([\d.]+) to ([\d.]+) %$", one[1],
                             re.MULTILINE)
@@ -71,16 +84,19 @@ def test_errors(grey):
             p = float(bound) / 100
             s = math.sqrt(p * (1 - p) / count)
             assert abs(abs(hits / count - p) - 1.959964 * s) < 2e-4
-    assert re.search(r"called cat +called dog\ncats +4 +1\ndogs +1 +5\n", one[1])
+    assert re.search(r"called cats +called dogs\ncats +4 +1\ndogs +1 +5\n", one[1])
     # cats 1 to 3 and 4; dogs 1 to 3, 4 and 5; the errors: a cat, 9 to 1 a dog, and 1 to 27
     loss = -sum(map(math.log, [*[27 / 28] * 3, 3 / 4, *[27 / 28] * 3, 9 / 10, 3 / 4,
                                1 / 10, 1 / 28])) / 11
-    assert rows["log"] == ["loss:", f"{loss:.4f}"]
-    assert "unsure, 20 to 80 %: 2 photos, of the others 77.78 % are right\n" in one[1]  # 7 of 9
+    assert f"\nlog loss: {loss:.4f}\n" in one[1]
+    assert "unsure, 20 to 80 %: 2 photos\nright among the others: 77.78 %\n" in one[1]  # 7 of 9
     assert "2 of 2 errors" in one[1] and "neither" not in one[1]
-    assert "called neither a dog nor a cat: 4 photos\n" in two[1]
+    assert "called neither cats nor dogs: 4 photos\n" in two[1]
     assert "1 of 2 errors" in two[1]
     assert "no errors at all" in none[1] and re.search("all +4 +4 +100.00 %", none[1])
+    assert re.search(r"called ants +called bees_of_mine\nants +2 +0\nbees_of_mine +0 +2\n", none[1])
+    assert "called neither ants nor bees_of_mine: 1 photos\n" in none[1]
+    assert f"model: {ROOT / 'models/reference'}" in shipped[1]  # which is not in this folder
     for name in ("one_errors", "one_summary", "two_errors", "two_summary"):
         with Image.open(grey / f"plots/{name}.png") as plot:
             assert plot.format == "PNG" and min(plot.size) > 200
@@ -92,9 +108,10 @@ def test_the_surest_errors_come_first(grey, monkeypatch):
     monkeypatch.setattr(sys, "argv", [ERRORS, "one.keras"])
     monkeypatch.chdir(grey)
     script.main()
-    ((paths, dog, _),) = drawn
-    assert [path.name for path in paths] == ["dog.6.jpg", "cat.5.jpg"]
-    assert np.allclose(dog, [1 / 28, 9 / 10], atol=1e-4)
+    ((paths, names, second, _),) = drawn
+    assert names == ["cats", "dogs"]
+    assert [path.name for path in paths] == ["dogs.6.jpg", "cats.5.jpg"]
+    assert np.allclose(second, [1 / 28, 9 / 10], atol=1e-4)
 
 
 def build_network(kind):
@@ -139,13 +156,14 @@ def test_heat_map(kind, tmp_path):
     keras.config.set_dtype_policy(kind if kind == "mixed_bfloat16" else "float32")
     build_network(kind).save(tmp_path / "model.keras")
     keras.config.set_dtype_policy("float32")
-    model, last = script.load_model(tmp_path / "model.keras")
+    model = script.load_model(tmp_path / "model.keras")
+    last_map = script.watch_last_map(model)
     for channel, answer in ((0, 1), (2, 0)):
         photo = np.zeros((1, 32, 32, 3), dtype=np.float32)
         photo[0, :8, :12, channel] = 255  # upper left: 2 by 3 of the map's places
         photo[0, 8:12, :4, channel] = 51  # a fifth of that
         photo[0, 28:, 28:, 2 - channel] = 255  # lower right: speaks for the other
-        probabilities, heat = script.grad_cam(model, last, script.tf.constant(photo))
+        probabilities, heat = script.grad_cam(model, last_map, photo)
         assert abs(probabilities[0] - answer) < 1e-6
         assert len(probabilities) == (2 if kind == "two" else 1)
         expected = np.zeros((8, 8))
@@ -158,9 +176,31 @@ def test_heat_map(kind, tmp_path):
 def test_heat_map_of_nothing(tmp_path):
     script = load_script(GRAD_CAM)
     build_network("sequential").save(tmp_path / "model.keras")
-    model, last = script.load_model(tmp_path / "model.keras")
-    _, heat = script.grad_cam(model, last, script.tf.zeros((1, 32, 32, 3)))
+    model = script.load_model(tmp_path / "model.keras")
+    last_map = script.watch_last_map(model)
+    _, heat = script.grad_cam(model, last_map, np.zeros((1, 32, 32, 3), dtype=np.float32))
     assert np.array_equal(heat, np.zeros((8, 8)))
+
+
+def save_as_newer_keras(path, target):
+    """Copy the model `path`, .keras or .h5, as if a Keras of the future had saved it."""
+    def change(config):
+        return config.replace('"units": 1', '"units": 1, "invented_in_2030": 1')
+
+    if path.suffix == ".h5":
+        shutil.copy(path, target)
+        with h5py.File(target, "a") as file:
+            file.attrs["keras_version"] = "9.8.7"
+            file.attrs["model_config"] = change(file.attrs["model_config"])
+        return
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name == "metadata.json":
+                data = json.dumps({"keras_version": "9.8.7"})
+            elif name == "config.json":
+                data = change(data.decode())
+            new.writestr(name, data)
 
 
 def test_commands_and_what_they_refuse(grey, tmp_path):
@@ -171,39 +211,55 @@ def test_commands_and_what_they_refuse(grey, tmp_path):
     keras.Model(photo, layers.Dense(10, activation="softmax")(x)).save(tmp_path / "ten.keras")
     keras.Model(photo, layers.Activation("sigmoid")(layers.Dense(1)(layers.Flatten()(
         layers.Conv2D(1, 3)(photo))))).save(tmp_path / "other_end.keras")
-    (tmp_path / "text.jpg").write_text("hello")
-    good = grey / "dataset_dogs_vs_cats"
-    for name in ("empty", "broken", "three"):
-        write_photos(tmp_path / name, {1: 0}, {} if name == "empty" else {1: 0})
-    (tmp_path / "broken/test/dogs/dog.2.jpg").write_text("hello")
-    (tmp_path / "three/test/birds").mkdir()
+    keras.Sequential([photo, layers.Lambda(lambda x: x), layers.Flatten(),
+                      layers.Dense(1, activation="sigmoid")]).save(tmp_path / "lambda.keras")
     one = grey / "one.keras"
+    keras.models.load_model(one).save(tmp_path / "one.h5")
+    save_as_newer_keras(one, tmp_path / "newer.keras")
+    save_as_newer_keras(tmp_path / "one.h5", tmp_path / "newer.h5")
+    (tmp_path / "cut.keras").write_bytes(one.read_bytes()[:-1000])
+    (tmp_path / "text.jpg").write_text("hello")
+    for name in ("alone", "empty", "broken", "three"):
+        write_photos(tmp_path / name, cats={1: 0}, dogs={} if name == "empty" else {1: 0})
+    shutil.rmtree(tmp_path / "alone/test/dogs")
+    (tmp_path / "broken/test/dogs/dogs.2.jpg").write_text("hello")
+    (tmp_path / "three/test/birds").mkdir()
+    update = (f"saved by Keras 9.8.7, this is {keras.__version__}: update Keras, or train it anew")
     refused = [
-        ((ERRORS,), "models/reference"), ((ERRORS, "no.keras"), "no.keras"),
-        ((ERRORS, "ten.keras", "--dataset", good), "ten.keras"),
-        ((ERRORS, "text.jpg", "--dataset", good), "text.jpg"), ((ERRORS, one), "cats"),
-        ((ERRORS, one, "--dataset", "empty"), "empty/test"),
-        ((ERRORS, one, "--dataset", tmp_path), "prepare_dataset.py"),
-        ((ERRORS, one, "--dataset", "broken"), "broken/test is not a photo"),
-        ((ERRORS, one, "--dataset", "three"), "birds"),
+        ((ERRORS, "no.keras"), "there is no model no.keras"),
+        ((ERRORS, "ten.keras"), "it takes (None, 8, 8, 3) and gives (None, 10)"),
+        ((ERRORS, "lambda.keras"), "Lambda"),
+        ((ERRORS, "newer.keras"), update), ((ERRORS, "newer.h5"), update),
+        ((ERRORS, "cut.keras"), "cut.keras: damaged"),
+        ((ERRORS, "text.jpg"), "text.jpg: damaged, or not a model"),
+        ((ERRORS, one), "prepare_dataset.py"),
+        ((ERRORS, one, "--dataset", "alone"), "two folders"),
+        ((ERRORS, one, "--dataset", "three"), "two folders"),
+        ((ERRORS, one, "--dataset", "empty"), "there are no photos in empty/test/dogs"),
+        ((ERRORS, one, "--dataset", "broken"), "broken/test/dogs/dogs.2.jpg is not a photo"),
         ((ERRORS, one, "--top", "0"), "--top"),
-        ((GRAD_CAM, CHELSEA), "models/reference"),
         ((GRAD_CAM, CHELSEA, "--model", one), "convolution"),
         ((GRAD_CAM, CHELSEA, "--model", "other_end.keras"), "sigmoid"),
-        ((GRAD_CAM, CHELSEA, "--model", "ten.keras"), "ten.keras"),
-        ((GRAD_CAM, "text.jpg", "--model", "network.keras"), "text.jpg"),
-        ((GRAD_CAM, "no.jpg", "--model", "network.keras"), "no.jpg: No such file"),
+        ((GRAD_CAM, "empty/test/dogs", "--model", "network.keras"), "no photos in empty/test/dogs"),
         ((GRAD_CAM, CHELSEA, "chelsea.png", "--model", "network.keras"), "overwrite"),
     ]
-    predict = ("predict.py", CHELSEA, "--model", "network.keras")
-    drawn = (GRAD_CAM, CHELSEA, CHELSEA.parent / "test/1.jpg", "--output", "heat", "--model",
-             "network.keras")
-    results = run_several(predict, drawn, (GRAD_CAM, CHELSEA, "--model", "two.keras"),
-                          *(line for line, _ in refused), cwd=tmp_path)
-    for result, (_, word) in zip(results[3:], refused, strict=True):
+    classes = ("--model", "network.keras", "--classes", "ant", "bee")
+    predicted, drawn, shipped, some, *results = run_several(
+        ("predict.py", CHELSEA, *classes),
+        (GRAD_CAM, CHELSEA, ROOT / "sample/test", "--output", "heat", *classes),
+        (GRAD_CAM, CHELSEA),
+        (GRAD_CAM, "text.jpg", "no.jpg", ROOT / "sample/test/1.jpg", "--model", "two.keras"),
+        *(line for line, _ in refused), cwd=tmp_path)
+    for result, (_, word) in zip(results, refused, strict=True):
         assert_refused(result, word)
-    assert results[1][0] == 0 and results[2][0] == 0, results[:3]
-    assert results[1][1].startswith(results[0][1].strip() + ", drawn: heat/chelsea_grad_cam.png\n")
-    for name in ("heat/chelsea", "heat/1", "plots/chelsea"):
+    assert (drawn[0], drawn[2]) == (0, ""), drawn
+    answer = predicted[1].strip()
+    assert answer.startswith(f"{CHELSEA}: bee (100.00 %)"), predicted
+    assert drawn[1].startswith(f"{answer}, drawn: heat/chelsea_grad_cam.png\n")
+    assert len(drawn[1].splitlines()) == 5
+    assert shipped[0] == 0 and shipped[1].startswith(f"{CHELSEA}: cat (9"), shipped
+    assert some[0] == 1 and some[1].startswith(f"{ROOT / 'sample/test/1.jpg'}: ")
+    assert some[2] == "text.jpg: not a photo\nno.jpg: No such file or directory\n"
+    for name in ("heat/chelsea", "heat/4", "plots/chelsea", "plots/1"):
         with Image.open(tmp_path / f"{name}_grad_cam.png") as plot:
             assert plot.format == "PNG" and min(plot.size) >= 500
