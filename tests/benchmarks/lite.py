@@ -1,4 +1,4 @@
-"""Seconds from the shell to the answer for one photo: predict.py and beyond/predict_lite.py.
+"""Seconds from the shell to the answer for one photo: predict.py and tools/predict_lite.py.
 
     python tests/benchmarks/lite.py MODEL.keras MODEL.tflite [PHOTO]     (needs LiteRT)
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 TOP = Path(__file__).parents[2]
 photo = sys.argv[3] if len(sys.argv) > 3 else str(TOP / "sample/chelsea.jpg")
-seconds = {"predict.py": [], "beyond/predict_lite.py": []}
+seconds = {"predict.py": [], "tools/predict_lite.py": []}
 for _ in range(5):
     for (script, times), model in zip(seconds.items(), sys.argv[1:3], strict=True):
         start = time.perf_counter()
