@@ -1,143 +1,222 @@
-"""The small data set, fine-tuning: VGG-16's last block is trained along with the new classifier.
+"""The small data set, fine-tuning: VGG-16's last block is trained along with the classifier.
 
-Starts from the model that small_data_features.py has saved: with an untrained classifier, the first
-large gradients would spoil what the block has learnt. The learning rate is very low for the same
-reason. Photos are augmented as in small_data_augmentation.py.
-Published validation accuracy: 95 %, with 2,000 training and 1,000 validation photos ("Keras in
-Chinese", chapter 6, which announces it; the recipe is that of Francois Chollet, "Deep Learning with
-Python", 2017, section 5.3).
+    python more_experiments/small_data_features.py
+    python more_experiments/small_data_fine_tuning.py
+
+It starts from the model of small_data_features.py: with an untrained classifier, the first large
+gradients would spoil what the block has learnt. The learning rate is very low for the same reason.
+The photos are augmented as in small_data_augmentation.py. Not measured yet.
+
+Published validation accuracy: 95 % ("Keras in Chinese", chapter 6, which shows no code: the recipe
+is that of François Chollet, "Deep Learning with Python", 2017, section 5.3)
 """
-import argparse
-import csv
-import os
-import shutil
-import sys
-import warnings
-from pathlib import Path
-from signal import SIGINT, signal
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
-if __name__ == "__main__":  # Ctrl-C exits at once: a half-written backup must not look whole
-    signal(SIGINT, lambda *_: os.write(2, b"stopped; add --resume to continue\n") and os._exit(1))
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
+import matplotlib.pyplot as plt
+import numpy as np
 import tensorflow as tf
 from keras import layers
-from matplotlib.figure import Figure
 
 EPOCHS = 100
-STEPS = 100  # batches in an epoch
+STEPS = 100  # batches in an epoch: with 20 photos in each, all 2,000 once
 BATCH_SIZE = 20
 
 
 def define_model(file):
     """Return the compiled network: photos (n, 150, 150, 3), 0 to 255, in; P(dog) (n, 1) out.
 
-    `file` is the model of small_data_features.py. Raises OSError where it is not.
+    `file` is the model that small_data_features.py has saved.
     """
+    # The same layers as there, so that they can take its weights.
     vgg16 = keras.applications.VGG16(include_top=False, weights=None)
     trained = keras.Sequential([
         keras.Input((150, 150, 3)),
-        layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32"),  # its means
+        layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32"),
         *vgg16.layers[1:],
         layers.Flatten(),
         layers.Dense(256, activation="relu"),
-        layers.Dropout(0.5),
-        layers.Dense(1, activation="sigmoid", dtype="float32"),  # P(dog), in any --precision
+        layers.Dropout(0.5),  # in training, half of the units, others in each batch, give 0
+        layers.Dense(1, activation="sigmoid", dtype="float32"),  # 0: surely a cat, 1: surely a dog
     ])
-    try:
-        trained.load_weights(file)
-    except Exception as error:  # noqa: BLE001, zip files and Keras raise all sorts
-        raise OSError(f"no model of small_data_features.py in {file}: {error}") from None
-    for layer in vgg16.layers:  # the first blocks detect edges and textures, as in any photo
+    trained.load_weights(file)
+    # Blocks 1 to 4, frozen, see edges, textures and shapes, as in any photo; block 5 sees what
+    # ImageNet's kinds of things are made of, and is to learn cats and dogs.
+    for layer in vgg16.layers:
         layer.trainable = layer.name.startswith("block5")
     model = keras.Sequential([
         keras.Input((150, 150, 3)),
         # augmentation, in training only, as in small_data_augmentation.py
         layers.RandomRotation(40 / 360, fill_mode="nearest", dtype="float32"),
         layers.RandomTranslation(0.2, 0.2, fill_mode="nearest", dtype="float32"),
-        layers.RandomShear((0, 0.2), fill_mode="nearest", dtype="float32"),  # Keras can't load 0.2
+        layers.RandomShear((0, 0.2), fill_mode="nearest", dtype="float32"),
         layers.RandomZoom(0.2, 0.2, fill_mode="nearest", dtype="float32"),
         layers.RandomFlip("horizontal"),
         *trained.layers,
     ])
-    # RMSprop divides by sqrt(v) + 1e-8 in the tutorial's Keras, by sqrt(v + epsilon) in Keras 3.
-    model.compile(optimizer=keras.optimizers.RMSprop(learning_rate=1e-5, epsilon=1e-14),
-                  loss="binary_crossentropy", metrics=["accuracy"])
+    model.compile(
+        # RMSprop as in small_data_cnn.py, with steps a tenth as long
+        optimizer=keras.optimizers.RMSprop(learning_rate=1e-5, epsilon=1e-14),
+        loss="binary_crossentropy",
+        metrics=["accuracy"],
+    )
     return model
 
 
 def flow_from_directory(directory, shuffle):
-    """Return the iterator over `directory`/cats (class 0) and `directory`/dogs (class 1).
+    """Return the iterator over the photos in the two folders of `directory`, one for each class.
 
-    Batches of BATCH_SIZE: uint8 photos (n, 150, 150, 3), 0 to 255, decoded once and kept in memory
-    (68 kB each), and float32 classes (n, 1). With `shuffle` they repeat without end, in a new
-    order each time. Raises FileNotFoundError where a class has no photos.
+    The first folder in alphabetical order is class 0 (cats), the second class 1 (dogs). It yields
+    batches of BATCH_SIZE uint8 photos (n, 150, 150, 3), 0 to 255, and float32 classes (n, 1).
+    With `shuffle` they come again and again, without end.
     """
-    if not all(any(directory.glob(f"{label}/*.jpg")) for label in ("cats", "dogs")):
-        raise FileNotFoundError(f"no cats or no dogs in {directory}: run prepare_small_dataset.py")
     photos = keras.utils.image_dataset_from_directory(
         directory, label_mode="binary", image_size=(150, 150), batch_size=None, shuffle=False)
-    photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label)).cache()
-    photos = photos.shuffle(len(photos)).repeat() if shuffle else photos
-    return photos.batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
+    # Read once, then kept in memory as whole numbers, 68 kB a photo: later epochs read no files.
+    photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label))
+    photos = photos.cache()
+    if shuffle:
+        photos = photos.shuffle(len(photos))  # another order in every pass
+        photos = photos.repeat()  # pass after pass: an epoch ends after --steps batches
+    photos = photos.batch(BATCH_SIZE)
+    return photos.prefetch(tf.data.AUTOTUNE)  # gets batches ready while others train
+
+
+def save_model(model, name):
+    """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
+    model.save(f"models/{name}.new.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")
+
+
+def read_history(name):
+    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy."""
+    return np.genfromtxt(f"plots/{name}_history.csv", delimiter=",", names=True, ndmin=1)
+
+
+def count_epochs(name):
+    """Return how many epochs of the run `name` are done; end here if it cannot be resumed."""
+    file = Path(f"plots/{name}_history.csv")
+    for needed in (file, Path(f"models/{name}.keras")):
+        if not needed.exists():
+            sys.exit(f"there is nothing to resume: no {needed}")
+    text = file.read_text()
+    if len(text.splitlines()) < 2:  # the first line names the columns
+        sys.exit(f"there is nothing to resume: no whole epoch in {file}")
+    if not text.startswith("epoch,") or not text.endswith("\n"):
+        sys.exit(f"{file} is not as the run wrote it: was it saved by another program?")
+    return len(read_history(name))
 
 
 def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
-    with open(f"plots/{name}_history.csv") as file:  # an epoch redone by --resume has two rows
-        rows = {int(row["epoch"]) + 1: row for row in csv.DictReader(file)}
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    limits = {"loss": (0, 1.3), "accuracy": (0.4, 1)}  # in all scripts, to compare them by eye
-    for axes, (metric, ylim) in zip(figure.subplots(2), limits.items(), strict=True):
-        for key, color, label in ((metric, "blue", "train"),
-                                  (f"val_{metric}", "orange", "validation")):
-            axes.plot([*rows], [float(r[key]) for r in rows.values()], ".-", c=color, label=label)
-        axes.set(title=f"{name}: {metric}", xlabel="epoch", xlim=(0, len(rows) + 1), ylim=ylim)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+    history = read_history(name)
+    epochs = history["epoch"] + 1  # the file counts from 0
+    figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
+    loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
+    loss.plot(epochs, history["val_loss"], ".-", color="orange", label="validation")
+    loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
+    accuracy.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
+    accuracy.plot(epochs, history["val_accuracy"], ".-", color="orange", label="validation")
+    accuracy.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
+    for axes in (loss, accuracy):
+        axes.set_xlim(0, len(epochs) + 1)
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.legend()
     figure.savefig(f"plots/{name}_plot.png")
 
 
+def find_classes(folder):
+    """Return the names of the folders in `folder`, in alphabetical order, without hidden ones."""
+    return sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+
+
+def parse_args():
+    """Return the options of the command line; end with status 2 if one cannot be right."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", type=Path, default="cats_and_dogs_small",
+                        help="a folder that prepare_small_dataset.py has built (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS,
+                        help="how often to go through the training photos (%(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS,
+                        help="batches in an epoch (%(default)s)")
+    parser.add_argument("--precision", choices=["float32", "mixed_bfloat16", "mixed_float16"],
+                        default="float32", help="of the arithmetic (%(default)s)")
+    parser.add_argument("--model", type=Path, default="models/small_data_features.keras",
+                        help="that small_data_features.py has saved (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random numbers (%(default)s)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on after the last whole epoch of the run before")
+    args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error("--epochs must be at least 1")
+    if args.steps < 1:
+        parser.error("--steps must be at least 1")
+    classes = find_classes(args.dataset / "train")
+    for split in ("train", "validation", "test"):
+        if len(classes) != 2 or find_classes(args.dataset / split) != classes:
+            parser.error(f"{args.dataset} must hold the folders train, validation and test, and in "
+                         "each the same two folders of photos, one for each class: run "
+                         "prepare_small_dataset.py first")
+        for name in classes:
+            if not any((args.dataset / split / name).iterdir()):
+                parser.error(f"there are no photos in {args.dataset / split / name}")
+    if not args.model.exists():
+        parser.error(f"there is no model {args.model}: run small_data_features.py first")
+    return args
+
+
 def run_test_harness():
     """Train, print the accuracies in per cent, save learning curves and model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", type=Path, default="cats_and_dogs_small")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--steps", type=int, default=STEPS, help="batches in an epoch")
-    parser.add_argument("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    parser.add_argument("--model", default="models/small_data_features.keras")
-    parser.add_argument("--seed", type=int, default=1, help="random seed")
-    parser.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
-    args = parser.parse_args()
-    name = Path(__file__).stem + (f"_seed{args.seed}" if args.seed != 1 else "")
-    history, backup = Path(f"plots/{name}_history.csv"), Path(f"plots/backup/{name}")
-    for folder in ("plots", "models"):
-        os.makedirs(folder, exist_ok=True)
-    resume = args.resume and backup.exists()  # then a new seed, or shuffles would repeat
-    keras.utils.set_random_seed(args.seed + (history.stat().st_size if resume else 0))
+    args = parse_args()
+    name = Path(__file__).stem
+    if args.dataset.absolute().name != "cats_and_dogs_small":
+        name += f"_{args.dataset.absolute().name}"
+    if args.seed != 1:
+        name += f"_seed{args.seed}"
+    os.makedirs("plots", exist_ok=True)
+    os.makedirs("models", exist_ok=True)
+    epochs_done = 0
+    if args.resume:
+        epochs_done = count_epochs(name)
+    keras.utils.set_random_seed(args.seed)  # the same weights and order of photos in every run
     keras.config.set_dtype_policy(args.precision)
+    keras.config.set_image_data_format("channels_last")  # (height, width, colours)
+
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
     validation_it = flow_from_directory(args.dataset / "validation", shuffle=False)
     test_it = flow_from_directory(args.dataset / "test", shuffle=False)
     model = define_model(args.model)
     model.summary()
-    if not resume and shutil.disk_usage("plots").free < 16 * model.count_params():  # HDF5 crashes
-        raise OSError("no room on the disk for two backups of the network")
-    if backup.exists() and not resume:
-        shutil.rmtree(backup)
-    model.fit(train_it, steps_per_epoch=args.steps, validation_data=validation_it,
-              epochs=args.epochs, callbacks=[
-        keras.callbacks.CSVLogger(history, append=resume),
-        keras.callbacks.BackupAndRestore(backup, double_checkpoint=True, delete_checkpoint=False)])
-    for split, iterator in (("validation", validation_it), ("test", test_it)):
-        print(f"> {model.evaluate(iterator, verbose=0)[1] * 100:.3f} ({split})")
+    if model.output_shape != (None, 1):
+        raise ValueError(f"the network must give one number for each photo, (None, 1), and gives "
+                         f"{model.output_shape}: are Flatten() and the last Dense(1) in place?")
+    if args.resume:
+        model.optimizer.build(model.trainable_variables)  # makes room for its running means
+        model.load_weights(f"models/{name}.keras")
+    try:
+        model.fit(
+            train_it, steps_per_epoch=args.steps, validation_data=validation_it,
+            initial_epoch=epochs_done, epochs=args.epochs,
+            shuffle=False,  # train_it does that
+            callbacks=[  # after each epoch: save the network, then add a row to the history
+                keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(model, name)),
+                keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),
+            ])
+    except KeyboardInterrupt:
+        sys.exit("\nstopped: --resume goes on after the last whole epoch")
+    _, accuracy = model.evaluate(validation_it, verbose=0)
+    print(f"> {accuracy * 100:.3f} (validation)")
+    _, accuracy = model.evaluate(test_it, verbose=0)
+    print(f"> {accuracy * 100:.3f} (test)")
     summarize_diagnostics(name)
-    model.save(f"models/{name}.keras")
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # Keras's, e.g. about another network's backup
-    try:
-        run_test_harness()
-    except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"{sys.argv[0]}: {' '.join(str(error).split())}")
+    run_test_harness()
