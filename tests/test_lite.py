@@ -107,7 +107,7 @@ def test_resizes_as_tensorflow_does(photos):
     spec.loader.exec_module(script)
     for path in photos[:2]:
         for size in ((50, 70), (451, 300), (900, 1000)):
-            photo = script.load_image(path, size)
+            photo = script.load_photo(path, size)
             pixels = np.asarray(script.decode_photo(path.read_bytes()))
             assert photo.dtype == np.float32 and photo.shape == (1, *size, 3)
             assert np.abs(photo - tf.image.resize(pixels, size)).max() < 0.01

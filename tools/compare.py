@@ -104,7 +104,7 @@ def find_published(script):
     return match[1], match[2]
 
 
-def describe(accuracies):
+def format_accuracy(accuracies):
     """Return the last of `accuracies` (seeds, epochs) in per cent: mean ± half the range."""
     final = accuracies[:, -1] * 100
     if len(final) == 1:
@@ -169,7 +169,7 @@ def plot_comparison(groups, title, filename):
     colours = plt.get_cmap("tab10" if len(scripts) <= 10 else "tab20").colors
     for (script, folder), histories in groups.items():
         split, _ = find_published(script)
-        label = f"{script}{folder}: {split} {describe(histories[..., 0])}"
+        label = f"{script}{folder}: {split} {format_accuracy(histories[..., 0])}"
         colour = colours[scripts.index(script) % len(colours)]
         style = ".--" if folder else ".-"
         epochs = range(1, histories.shape[1] + 1)
@@ -198,7 +198,7 @@ def format_table(groups, dataset):
         best = f"{mean.max() * 100:7.3f}"
         epoch = f"({mean.argmax() + 1})"
         lines.append(f"{script + folder:40} {split:10} {len(mean):6}  "
-                     f"{describe(histories[..., 0]):24} {best} {epoch:>7}  {published:>9}")
+                     f"{format_accuracy(histories[..., 0]):24} {best} {epoch:>7}  {published:>9}")
     return lines
 
 

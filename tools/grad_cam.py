@@ -166,30 +166,21 @@ def find_model(paths):
                             "with --model")
 
 
-def find_photos(paths):
-    """Return the files among `paths`, and in place of each folder the photos below it, sorted.
+def find_photos(path):
+    """Return the photos below the folder `path`, sorted, without hidden files; or the file `path`.
 
-    Raises FileNotFoundError for a folder without photos. Hidden files are left out.
+    A name with a star, *.jpg, which Windows leaves to us, stands for all files that it fits.
     """
-    photos = []
-    for path in paths:
-        if path.is_dir():
-            inside = []
-            for file in path.rglob("[!.]*"):
-                if file.suffix.lower() in SUFFIXES and file.is_file():
-                    inside.append(file)
-            if not inside:
-                raise FileNotFoundError(f"no photos in {path}")
-            inside.sort(key=lambda file: (file.parent, len(file.name), file.name))  # 9 before 10
-            photos.extend(inside)
-        elif "*" in path.name and not path.exists():  # *.jpg, which Windows leaves to us
-            matches = sorted(glob.glob(str(path)))
-            if not matches:
-                raise FileNotFoundError(f"no file {path}")
-            photos.extend(Path(match) for match in matches)
-        else:
-            photos.append(path)
-    return photos
+    if path.is_dir():
+        photos = []
+        for file in path.rglob("*"):
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            if file.suffix.lower() in SUFFIXES and not hidden:
+                photos.append(file)
+        return sorted(photos, key=lambda file: (file.parent, len(file.name), file.name))  # 9, 10
+    if "*" in path.name and not path.exists():
+        return [Path(name) for name in sorted(glob.glob(str(path)))]
+    return [path]
 
 
 def describe(classes, second, known=1.0):
@@ -309,7 +300,14 @@ def main():
     if not args.model:
         reference = sorted(TOP.glob("models/reference/*.keras"))
         args.model = find_model([Path("final_model.h5"), TOP / "final_model.h5", *reference])
-    photos = find_photos(args.photos)
+    status = 0
+    photos = []
+    for path in args.photos:
+        found = find_photos(path)
+        photos.extend(found)
+        if not found:
+            print(f"no photos in {path}", file=sys.stderr)
+            status = 1
     names = {path.stem for path in photos}
     if len(names) < len(photos):
         raise ValueError("photos of the same name would overwrite each other's picture")
@@ -317,7 +315,6 @@ def main():
     size = model.input_shape[1:3]
     last_map = watch_last_map(model)
     args.output.mkdir(parents=True, exist_ok=True)
-    status = 0
     for path in photos:
         try:
             photo = load_image(path, size)

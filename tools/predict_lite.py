@@ -101,7 +101,7 @@ def resize(pixels, count, axis):
     return pixels.take(before, axis) * (1 - share) + pixels.take(after, axis) * share
 
 
-def load_image(filename, size):
+def load_photo(filename, size):
     """Return the photo as the networks take it: float32 (1, height, width, 3), RGB, 0 to 255.
 
     `size` is (height, width). It is shrunk as in training. Raises OSError where the file cannot be
@@ -163,30 +163,21 @@ def predict_photo(predict, photo):
     return [float(answers[name][0, 0]) for name in names]
 
 
-def find_photos(paths):
-    """Return the files among `paths`, and in place of each folder the photos below it, sorted.
+def find_photos(path):
+    """Return the photos below the folder `path`, sorted, without hidden files; or the file `path`.
 
-    Raises FileNotFoundError for a folder without photos. Hidden files are left out.
+    A name with a star, *.jpg, which Windows leaves to us, stands for all files that it fits.
     """
-    photos = []
-    for path in paths:
-        if path.is_dir():
-            inside = []
-            for file in path.rglob("[!.]*"):
-                if file.suffix.lower() in SUFFIXES and file.is_file():
-                    inside.append(file)
-            if not inside:
-                raise FileNotFoundError(f"no photos in {path}")
-            inside.sort(key=lambda file: (file.parent, len(file.name), file.name))  # 9 before 10
-            photos.extend(inside)
-        elif "*" in path.name and not path.exists():  # *.jpg, which Windows leaves to us
-            matches = sorted(glob.glob(str(path)))
-            if not matches:
-                raise FileNotFoundError(f"no file {path}")
-            photos.extend(Path(match) for match in matches)
-        else:
-            photos.append(path)
-    return photos
+    if path.is_dir():
+        photos = []
+        for file in path.rglob("*"):
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            if file.suffix.lower() in SUFFIXES and not hidden:
+                photos.append(file)
+        return sorted(photos, key=lambda file: (file.parent, len(file.name), file.name))  # 9, 10
+    if "*" in path.name and not path.exists():
+        return [Path(name) for name in sorted(glob.glob(str(path)))]
+    return [path]
 
 
 def describe(classes, second, known=1.0):
@@ -226,12 +217,18 @@ def parse_args():
 def main():
     """Print a line for each photo; return the exit status, 1 if a file is not a photo."""
     args = parse_args()
-    photos = find_photos(args.photos)
     predict, size = load_model(args.model)
     status = 0
+    photos = []
+    for path in args.photos:
+        found = find_photos(path)
+        photos.extend(found)
+        if not found:
+            print(f"no photos in {path}", file=sys.stderr)
+            status = 1
     for path in photos:
         try:
-            photo = load_image(path, size)
+            photo = load_photo(path, size)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error  # strerror: without the path
             print(f"{path}: {reason}", file=sys.stderr)
