@@ -1,0 +1,296 @@
+"""Fine-tuning: the end of EfficientNet-Lite learns, too, and there is an answer "neither".
+
+    python beyond/efficientnet_lite_transfer.py
+    python beyond/efficientnet_lite_fine_tuning.py
+
+Starts from the model that efficientnet_lite_transfer.py has saved, with the same --dataset and
+--seed: beside an untrained classifier the network would be spoilt at once. Now the last two of its
+seven stages learn with the classifier, in small steps, from random crops of the photos.
+Cats and dogs only: the network's old answers for 123 breeds, which it keeps in mind, tell a cat or
+a dog from other things. For other classes this part is left out, and the script says so.
+Measured: 99.29 ± 0.04 % of the test photos (3 seeds, 3 epochs), after 99.20 ± 0.02 % without
+fine-tuning. The first epoch makes it worse; as the learning rate falls, the test accuracy rises
+above where it began, while 99.9 % of the training photos are right: more epochs would overfit.
+The learning rate depends on --epochs: with --resume keep the number that the run began with.
+
+Published test accuracy: none, since no tutorial has this network. VGG-16, without fine-tuning, has
+97.636 % in the tutorial (Jason Brownlee, 2019), here in vgg16_transfer.py
+https://machinelearningmastery.com/how-to-develop-a-convolutional-neural-network-to-classify-photos-of-dogs-and-cats/
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+EPOCHS = 3  # an epoch: every training photo has been seen once more
+BREEDS = [*range(151, 269), *range(281, 286)]  # the dogs and the cats of ImageNet's 1,000 classes
+
+
+def define_model(start, network, with_breeds):
+    """Return EfficientNet-Lite, the network that is trained, and the network that is saved.
+
+    They share their layers, and take photos (n, size, size, 3), 0 to 255, as the model in the file
+    `start` does. What is trained gives P(dog) and the logits of 123 breeds, (n, 124); what is saved
+    P(dog) and P(a dog or a cat at all), each (n, 1). Without breeds both give P(dog) (n, 1) alone.
+    `network` is the file that prepare_efficientnet_lite.py made. (A logit is the number of which a
+    sigmoid or softmax makes a probability.)
+    """
+    trained = keras.models.load_model(start)
+    lite, *classifier = trained.layers
+    lite.trainable = True
+    for layer in lite.layers:
+        # the first stages see edges and fur, in any photos; the last ones put them together
+        layer.trainable = layer.name.startswith(("stage6", "stage7", "top"))
+    photos = keras.Input(trained.input_shape[1:])
+    features = lite(photos)
+    dog = features
+    for layer in classifier:
+        dog = layer(dog)
+    if not with_breeds:
+        return lite, keras.Model(photos, dog), keras.Model(photos, dog)
+
+    # The old classifier of 1,000 classes still knows what is a pug, a siamese cat, or neither. Its
+    # part for cats and dogs stays as it was, and its logits are to stay what they were before.
+    whole = keras.models.load_model(network)
+    imagenet = whole.get_layer("imagenet")
+    if whole.count_params() != lite.count_params() + imagenet.count_params():
+        sys.exit(f"{start} is not made from {network}: name its --network")
+    kernel, bias = imagenet.get_weights()
+    old_answers = layers.Dense(len(BREEDS), trainable=False, name="breeds")
+    breeds = old_answers(features)
+    old_answers.set_weights([kernel[:, BREEDS], bias[BREEDS]])
+    model = keras.Model(photos, layers.Concatenate()([dog, breeds]))
+    # Where no breed has a large logit there is neither a dog nor a cat (MaxLogit: Hendrycks and
+    # others, 2019). How large is large, calibrate() finds out at the end.
+    surest = layers.GlobalMaxPooling1D()(layers.Reshape((len(BREEDS), 1))(breeds))
+    animal = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", trainable=False,
+                          name="animal")(surest)
+    return lite, model, keras.Model(photos, [dog, animal])
+
+
+def set_precision(lite, precision):
+    """Let the convolutions of `lite` calculate in `precision`; all else is float32."""
+    for layer in lite.layers:
+        if layer.name.startswith(("stem", "stage", "top")):
+            layer.dtype_policy = precision
+        if layer.trainable and "depthwise" in layer.name:
+            layer.dtype_policy = "float32"  # its gradient is slow in bfloat16
+
+
+def loss(true, predicted):
+    """Return the loss (n,): cross-entropy of P(dog), and how far the breeds' logits have drifted.
+
+    Both are (n, 124), or (n, 1), without breeds. The second part: Li and Hoiem, 2016.
+    """
+    # label smoothing: right are 0.01 and 0.99, since some photos are in the wrong folder
+    wrong = keras.losses.binary_crossentropy(true[:, :1], predicted[:, :1], label_smoothing=0.02)
+    if predicted.shape[1] == 1:
+        return wrong
+    forgotten = keras.losses.mean_squared_error(true[:, 1:], predicted[:, 1:])
+    return 0.1 * forgotten + wrong
+
+
+def accuracy(true, predicted):
+    """Return for each photo, (n,), 1 where P(dog) is on the right side of 0.5, and 0 elsewhere."""
+    return keras.metrics.binary_accuracy(true[:, :1], predicted[:, :1])
+
+
+def flow_from_directory(directory, size):
+    """Return the iterator over the photos in the two folders of `directory`, one for each class.
+
+    The first folder in alphabetical order is class 0 (cats), the second class 1 (dogs). It yields,
+    one by one, uint8 photos (*size, 3), 0 to 255, and float32 classes (1,).
+    """
+    photos = keras.utils.image_dataset_from_directory(
+        directory, label_mode="binary", image_size=size, batch_size=None, shuffle=False)
+    # Read once, then kept in memory as whole numbers, 173 kB a photo: later epochs read no files.
+    photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label))
+    return photos.cache()
+
+
+def add_breeds(model, photos):
+    """Return the iterator over `photos` with what `model` is to answer: float32 (124,).
+
+    That is the class, and the logits of the breeds as they are before fine-tuning.
+    """
+    targets = model.predict(photos.batch(64))
+    classes = [labels for _, labels in photos.batch(64)]
+    targets[:, :1] = np.concatenate(classes)
+    targets = tf.data.Dataset.from_tensor_slices(targets)
+    photos = photos.map(lambda photo, label: photo)
+    return tf.data.Dataset.zip(photos, targets)
+
+
+def augment(photos, targets):
+    """Return random crops of 64 `photos`, sides 70 to 100 %, half mirrored, at their old size."""
+    sides = tf.random.uniform([64, 2], 0.7, 1)  # parts of the photo's height and width
+    corners = tf.random.uniform([64, 2]) * (1 - sides)
+    boxes = tf.concat([corners, corners + sides], axis=1)  # top, left, bottom, right
+    flipped = tf.image.random_flip_left_right(photos)
+    return tf.image.crop_and_resize(flipped, boxes, range(64), photos.shape[1:3]), targets
+
+
+def calibrate(model, answers, photos):
+    """Shift P(a dog or a cat at all) of `answers` until 1 % of every fourth batch is below 0.5."""
+    outputs = model.predict(photos.batch(64).shard(4, 0))
+    surest = outputs[:, 1:].max(axis=1)  # the largest logit of a breed, for each photo
+    answers.get_layer("animal").bias.assign([-np.percentile(surest, 1)])
+
+
+def save_model(model, name):
+    """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
+    model.save(f"models/{name}.new.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")
+
+
+def read_history(name):
+    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy."""
+    return np.genfromtxt(f"plots/{name}_history.csv", delimiter=",", names=True, ndmin=1)
+
+
+def count_epochs(name):
+    """Return how many epochs of the run `name` are done; end here if it cannot be resumed."""
+    file = Path(f"plots/{name}_history.csv")
+    for needed in (file, Path(f"models/{name}.keras")):
+        if not needed.exists():
+            sys.exit(f"there is nothing to resume: no {needed}")
+    text = file.read_text()
+    if len(text.splitlines()) < 2:  # the first line names the columns
+        sys.exit(f"there is nothing to resume: no whole epoch in {file}")
+    if not text.startswith("epoch,") or not text.endswith("\n"):
+        sys.exit(f"{file} is not as the run wrote it: was it saved by another program?")
+    return len(read_history(name))
+
+
+def summarize_diagnostics(name):
+    """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
+    history = read_history(name)
+    epochs = history["epoch"] + 1  # the file counts from 0
+    figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
+    loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
+    loss.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
+    loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
+    accuracy.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
+    accuracy.plot(epochs, history["val_accuracy"], ".-", color="orange", label="test")
+    accuracy.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
+    for axes in (loss, accuracy):
+        axes.set_xlim(0, len(epochs) + 1)
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+        axes.legend()
+    figure.savefig(f"plots/{name}_plot.png")
+
+
+def find_classes(folder):
+    """Return the names of the folders in `folder`, in alphabetical order, without hidden ones."""
+    return sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+
+
+def parse_args():
+    """Return the options of the command line; end with status 2 if one cannot be right."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats",
+                        help="a folder that prepare_dataset.py has built (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS,
+                        help="how often to go through the training photos (%(default)s)")
+    parser.add_argument("--precision", choices=["float32", "mixed_bfloat16"], default="float32",
+                        help="of the arithmetic (%(default)s)")
+    parser.add_argument("--network", type=Path, default="models/efficientnet_lite1.keras",
+                        help="what prepare_efficientnet_lite.py has made (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random numbers (%(default)s)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on after the last whole epoch of the run before")
+    args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error("--epochs must be at least 1")
+    if not args.network.exists():
+        parser.error(f"there is no {args.network}: run beyond/prepare_efficientnet_lite.py first")
+    classes = find_classes(args.dataset / "train")
+    if len(classes) != 2 or find_classes(args.dataset / "test") != classes:
+        parser.error(f"{args.dataset} must hold the folders train and test, and in each the same "
+                     "two folders of photos, one for each class: run prepare_dataset.py first")
+    for split in ("train", "test"):
+        for name in classes:
+            if not any((args.dataset / split / name).iterdir()):
+                parser.error(f"there are no photos in {args.dataset / split / name}")
+    return args
+
+
+def run_test_harness():
+    """Train, print the accuracy on the test photos in per cent, save learning curves and model."""
+    args = parse_args()
+    ending = ""
+    if args.dataset.absolute().name != "dataset_dogs_vs_cats":
+        ending += f"_{args.dataset.absolute().name}"
+    if args.seed != 1:
+        ending += f"_seed{args.seed}"
+    name = Path(__file__).stem + ending
+    start = f"models/efficientnet_lite_transfer{ending}.keras"
+    if not os.path.exists(start):
+        sys.exit(f"there is no {start}, from which to start: run "
+                 "beyond/efficientnet_lite_transfer.py with the same --dataset and --seed first")
+    os.makedirs("plots", exist_ok=True)
+    epochs_done = 0
+    if args.resume:
+        epochs_done = count_epochs(name)
+    keras.utils.set_random_seed(args.seed)  # the same order of photos in every run
+    keras.config.set_image_data_format("channels_last")  # (height, width, colours)
+
+    classes = find_classes(args.dataset / "train")
+    with_breeds = classes == ["cats", "dogs"]
+    if not with_breeds:
+        print(f"The classes are {classes[0]} and {classes[1]}, not cats and dogs: the answer "
+              '"neither" is left out.')
+    lite, model, answers = define_model(start, args.network, with_breeds)
+    set_precision(lite, args.precision)
+    train_photos = flow_from_directory(args.dataset / "train", model.input_shape[1:3])
+    test_photos = flow_from_directory(args.dataset / "test", model.input_shape[1:3])
+    if len(train_photos) < 64:
+        sys.exit(f"{args.dataset}/train has {len(train_photos)} photos, less than a batch of 64")
+    if with_breeds:
+        train_photos = add_breeds(model, train_photos)
+        test_photos = add_breeds(model, test_photos)
+    train_it = train_photos.shuffle(len(train_photos)).batch(64, drop_remainder=True)
+    train_it = train_it.map(augment).prefetch(tf.data.AUTOTUNE)
+    test_it = test_photos.batch(64)
+    # The rate grows from 0 to 0.0001 in a tenth of the steps, then falls to 0 on a cosine: small
+    # steps, since what the network has learnt from a million photos is to be kept.
+    steps = args.epochs * (len(train_photos) // 64)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 10, warmup_target=1e-4, warmup_steps=steps // 10)
+    model.compile(optimizer=keras.optimizers.Adam(rate), loss=loss, metrics=[accuracy])
+    answers.compile(optimizer=model.optimizer)  # is saved with it; it is not trained by itself
+    model.summary()
+    if args.resume:
+        model.optimizer.build(model.trainable_variables)  # makes room for Adam's means
+        answers.load_weights(f"models/{name}.keras")
+    try:
+        model.fit(
+            train_it, validation_data=test_it, initial_epoch=epochs_done, epochs=args.epochs,
+            shuffle=False,  # train_it does that
+            callbacks=[  # after each epoch: save the network, then add a row to the history
+                keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(answers, name)),
+                keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),
+            ])
+    except KeyboardInterrupt:
+        sys.exit("\nstopped: --resume goes on after the last whole epoch")
+    _, test_accuracy = model.evaluate(test_it, verbose=0)
+    print(f"> {test_accuracy * 100:.3f}")
+    summarize_diagnostics(name)
+    if with_breeds:
+        calibrate(model, answers, train_photos)
+    set_precision(lite, "float32")  # what is saved runs fast anywhere
+    save_model(answers, name)
+
+
+if __name__ == "__main__":
+    run_test_harness()
