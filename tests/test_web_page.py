@@ -1,4 +1,4 @@
-"""beyond/web_page.py in a real browser (Debian: apt install chromium; pip install playwright)."""
+"""tools/web_page.py in a real browser (Debian: apt install chromium; pip install playwright)."""
 
 import base64
 import importlib.util
@@ -20,10 +20,10 @@ import pytest
 from conftest import ROOT, assert_refused, command, run_several
 from PIL import Image
 
-PAGE, CHELSEA = "beyond/web_page.py", ROOT / "sample/chelsea.jpg"
+PAGE, CHELSEA = "tools/web_page.py", ROOT / "sample/chelsea.jpg"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 if not importlib.util.find_spec("gradio"):
-    pytest.skip("pip install -r beyond/requirements.txt", allow_module_level=True)
+    pytest.skip("pip install -r tools/requirements.txt", allow_module_level=True)
 needs_browser = pytest.mark.skipif(
     not BROWSER or not importlib.util.find_spec("playwright"),
     reason="apt install chromium, and pip install playwright")
@@ -63,9 +63,17 @@ def model(tmp_path_factory):
     return path
 
 
+def listen_to_ctrl_c():
+    """For the child: who runs the tests in the background has Ctrl-C ignored, and children, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
-    """The page as a user starts it: (its address, the folder where it may put files)."""
+    """The page as a user behind a proxy starts it: (its address, the folder where it puts files).
+
+    The proxies do not answer, and for the second the library that speaks to it is not installed.
+    """
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -74,7 +82,11 @@ def server(model, tmp_path_factory):
     with open(folder.parent / "server.log", "w") as log:
         process = subprocess.Popen(
             command(PAGE, "--model", model, "--port", port), cwd=folder, stdout=log, stderr=log,
-            env={**os.environ, "TMPDIR": str(folder), "TMP": str(folder)})
+            preexec_fn=listen_to_ctrl_c, env={  # noqa: PLW1509
+                **os.environ, "TMPDIR": str(folder), "TMP": str(folder), "NO_PROXY": "example.org",
+                "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
+                "ALL_PROXY": "socks5://127.0.0.1:9", "KERAS_BACKEND": "torch",
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     try:
         assert wait_until(lambda: process.poll() is not None or is_up(url), 60)
         assert process.poll() is None, (folder.parent / "server.log").read_text()
@@ -138,7 +150,7 @@ def test_in_browser(server, browser, scheme, width, tmp_path):
         page.get_by_label("Remove Image").click()
         drop(page, "text.txt", b"This is text.", "text/plain")
         page.get_by_text("Only image/* allowed").wait_for()
-        drop(page, "big.jpg", CHELSEA.read_bytes(), times=420)  # 21 MB
+        drop(page, "big.jpg", CHELSEA.read_bytes(), times=2100)  # 105 MB
         page.get_by_text("exceed the maximum").wait_for()
     page.close()
     assert hosts == {urlsplit(url).netloc}
@@ -169,31 +181,64 @@ def test_simultaneous(server, tmp_path):
 
 
 def test_refused_by_server(server, tmp_path):
-    """Who goes round the page: too large a file, and a photo that he has not sent."""
+    """Who goes round the page: with too large a file, and for a photo that was not sent."""
     import httpx
 
     url, _ = server
     with pytest.raises(OSError):  # it listens on 127.0.0.1 alone
         socket.create_connection(("127.0.0.2", urlsplit(url).port), timeout=5)
-    big = httpx.post(f"{url}/gradio_api/upload", files={"files": ("big.jpg", bytes(21_000_000))})
+    big = httpx.post(f"{url}/gradio_api/upload", files={"files": ("big.jpg", bytes(106_000_000))})
     assert big.status_code == 413
     shutil.copy(CHELSEA, tmp_path)
     upload = {"path": str(tmp_path / CHELSEA.name)}
     for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
         call = httpx.post(f"{url}/gradio_api/call/answer", json={"data": [upload | meta]})
         answer = httpx.get(f"{url}/gradio_api/call/answer/{call.json()['event_id']}").text
-        assert "event: error" in answer or "This is not a photo" in answer
+        assert "event: error" in answer or "no file of this page" in answer
         assert "cat (" not in answer
+
+
+def test_words_for_what_it_cannot_read(server, tmp_path):
+    """The page says why: what decode_photo says, and what a photo may be."""
+    from gradio_client import Client, handle_file
+
+    client = Client(server[0], verbose=False, analytics_enabled=False)
+    Image.new("L", (20000, 10000)).save(tmp_path / "large.png")
+    (tmp_path / "text.jpg").write_text("This is text.")
+    (tmp_path / "cut.jpg").write_bytes(CHELSEA.read_bytes()[:5000])
+    for name, words in (("large.png", "too large (200 million pixels, limit 178)"),
+                        ("text.jpg", "not a photo. I read JPEG, PNG"),
+                        ("cut.jpg", "damaged JPEG, more than half is missing")):
+        _, said, *_ = client.predict(handle_file(tmp_path / name), api_name="/answer")
+        assert words in said, said
 
 
 def test_errors(server, model, tmp_path):
     url, _ = server
-    no_model, no_photos, taken = run_several(
-        (PAGE,), (PAGE, "--model", CHELSEA),
-        (PAGE, "--model", model, "--port", urlsplit(url).port), cwd=tmp_path)
-    assert_refused(no_model, "finalize_model.py")
-    assert_refused(no_photos, "chelsea.jpg")
-    assert_refused(taken, "port")
+    taken = urlsplit(url).port
+    for result, word in zip(run_several(
+            (PAGE, "--model", "nowhere.h5"), (PAGE, "--model", CHELSEA),
+            (PAGE, "--model", model, "--port", taken), (PAGE, "--port", "99999"), cwd=tmp_path),
+            ("nowhere.h5", "chelsea.jpg", f"port {taken} is in use", "--port"), strict=True):
+        assert_refused(result, word)
+
+
+def test_answer_names_the_classes(model):
+    """The answer for other classes than dogs and cats, with and without a second output."""
+    spec = importlib.util.spec_from_file_location("web_page", ROOT / PAGE)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    network = script.load_model(model)
+    alone = keras.Model(network.inputs, network.outputs[0])
+    upload = {"path": str(CHELSEA)}
+    for model_of, count in ((network, 3), (alone, 2)):
+        last_map = script.watch_last_map(model_of)
+        _, words, probabilities, _ = script.answer(model_of, last_map, ["ant", "bee"], upload)
+        assert words.startswith("## ant (9")
+        assert list(probabilities) == ["bee", "ant", "bee or ant at all"][:count]
+        for layer in network.layers:  # watch_last_map takes the sigmoids away
+            if isinstance(layer, keras.layers.Dense):
+                layer.activation = keras.activations.sigmoid
 
 
 def test_nothing_is_left(server):
