@@ -81,13 +81,23 @@ def test_sample(dataset):
             assert np.asarray(plot.convert("L")).std() > 20
 
 
-def test_same_command_twice_and_final(dataset, tmp_path):
+def test_same_command_twice_final_and_photos_that_are_gone(few, dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "dataset_dogs_vs_cats")
+    # the side on which a photo lands does not depend on whether others can be read
+    shutil.copytree(few, tmp_path / "gone")
+    (tmp_path / "gone/cat.3.jpg").write_bytes(b"")
+    # what was a photo is none any more: it does not stay in the tree
+    shutil.copytree(tmp_path / "gone", tmp_path / "later")
+    (tmp_path / "later/dog.3.jpg").write_bytes(b"")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.jpg")}
-    first, final, again = run_several(
+    first, final, again, *others = run_several(
         ("prepare_dataset.py", ROOT / "sample/train"),
         ("prepare_final_dataset.py", ROOT / "sample/train"),
         ("prepare_final_dataset.py", ROOT / "sample/train"),
+        ("prepare_dataset.py", few, "--output", "all"),
+        ("prepare_dataset.py", "gone", "--output", "other"),
+        ("prepare_dataset.py", "gone", "--output", "still_other"),
+        ("prepare_dataset.py", "later", "--output", "other"),
         cwd=tmp_path,
     )
     assert first[0] == final[0] == again[0] == 0
@@ -98,6 +108,10 @@ def test_same_command_twice_and_final(dataset, tmp_path):
     photos = tree(tmp_path / "finalize_dogs_vs_cats")
     assert len(photos) == 200
     assert photos["cats/cat.7.jpg"] == (ROOT / "sample/train/cat.7.jpg").read_bytes()
+    assert [result[0] for result in others] == [0] * 4
+    rest = {name for name in tree(tmp_path / "all") if "cat.3" not in name}
+    assert set(tree(tmp_path / "still_other")) == rest
+    assert set(tree(tmp_path / "other")) == {name for name in rest if "dog.3" not in name}
 
 
 def test_every_form_of_the_photos(few, tmp_path):
@@ -367,23 +381,6 @@ def test_odd_photos(few, tmp_path):
             assert pixels.shape == np.asarray(expected.convert("RGB")).shape, name
             difference = np.abs(pixels - np.asarray(expected.convert("RGB"), dtype=int)).mean()
             assert difference < 8, (name, difference)
-
-
-def test_side_does_not_depend_on_other_photos(few, tmp_path):
-    source = tmp_path / "train"
-    shutil.copytree(few, source)
-    (source / "cat.3.jpg").write_bytes(b"")
-    # what was a photo is none any more: it does not stay in the tree
-    shutil.copytree(source, tmp_path / "later")
-    (tmp_path / "later/dog.3.jpg").write_bytes(b"")
-    results = run_several(("prepare_dataset.py",), ("prepare_dataset.py", few, "--output", "all"),
-                          ("prepare_dataset.py", "--output", "other"),
-                          ("prepare_dataset.py", "later", "--output", "other"), cwd=tmp_path)
-    assert [result[0] for result in results] == [0] * 4
-    complete = set(tree(tmp_path / "all"))
-    assert set(tree(tmp_path / "dataset_dogs_vs_cats")) == {n for n in complete if "cat.3" not in n}
-    assert len(tree(tmp_path / "other")) == len(tree(tmp_path / "dataset_dogs_vs_cats")) - 1
-    assert not any("dog.3" in name for name in tree(tmp_path / "other"))
 
 
 def test_bad_input(few, dataset, tmp_path):
