@@ -15,26 +15,34 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import vgg16_transfer
-from vgg16_transfer import keras, tf
+from vgg16_transfer import (
+    define_model,
+    extract_features,
+    flow_from_directory,
+    flow_from_features,
+    keras,
+    tf,
+)
 
 dataset = Path(sys.argv[1]).resolve()
 epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 10
 keras.config.set_dtype_policy(sys.argv[3] if len(sys.argv) > 3 else "float32")
 
-vgg16, classifier = vgg16_transfer.define_model(weights=None)
+vgg16, classifier, _ = define_model(weights=None)
 with tempfile.TemporaryDirectory() as folder:
     os.chdir(folder)  # where the features are kept
-    os.mkdir("features")
     start = time.perf_counter()
-    train, test = (vgg16_transfer.extract_features(
-        vgg16, vgg16_transfer.flow_from_directory(dataset / split), shuffle=split == "train")
-        for split in ("train", "test"))
+    train_photos = flow_from_directory(dataset / "train")
+    test_photos = flow_from_directory(dataset / "test")
+    features, classes = extract_features(vgg16, train_photos)
+    train = flow_from_features(features, classes, shuffle=True)
+    features, classes = extract_features(vgg16, test_photos)
+    test = flow_from_features(features, classes, shuffle=False)
     classifier.fit(train, validation_data=test, epochs=epochs, shuffle=False, verbose=2)
     ours = time.perf_counter() - start
-    os.chdir("/")
+    os.chdir(dataset)  # a temporary folder can't be deleted on Windows while one is in it
 
-_, classifier = vgg16_transfer.define_model(weights=None)
+_, classifier, _ = define_model(weights=None)
 # The tutorial prepares photos on the way in: its network has no such layer.
 whole = keras.Sequential([keras.Input((224, 224, 3)), *vgg16.layers[1:], *classifier.layers])
 whole.compile(optimizer=keras.optimizers.SGD(0.001, momentum=0.9),
