@@ -30,7 +30,7 @@ from keras import layers
 
 SIZE = 150
 ZCA_SIZE = 32  # the covariance of 150x150x3 values would take 18 GB
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what TensorFlow can decode
+KERAS_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
 
 def define_augmentations():
@@ -68,7 +68,7 @@ def find_photos(first, limit):
     """Return the path `first` and those of the other photos of its folder, at most `limit`."""
     others = []
     for path in first.parent.iterdir():
-        if path.suffix.lower() in SUFFIXES and path.name != first.name:
+        if path.suffix.lower() in KERAS_SUFFIXES and path.name != first.name:
             others.append(path)
     others.sort(key=lambda path: (len(path.name), path.name))  # cat.2 before cat.10
     paths = [first] + others

@@ -18,7 +18,7 @@ import shutil
 import sys
 from pathlib import Path
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
+KERAS_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
 
 def find_classes(folder):
@@ -33,7 +33,7 @@ def find_photos(source, name):
     """
     photos = {}
     for path in sorted(source.glob(f"*/{name}/[!.]*"), key=lambda path: path.name):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in KERAS_SUFFIXES:
             if path.name in photos:
                 raise ValueError(f"{source} holds a photo twice: {photos[path.name]} and {path}")
             photos[path.name] = path
@@ -88,7 +88,7 @@ def check_output(output, copies):
     Photos of another selection would mix in, and test photos end up in the training split.
     """
     for path in sorted(output.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in KERAS_SUFFIXES:
             continue
         if path not in copies or not filecmp.cmp(path, copies[path], shallow=False):
             raise ValueError(f"{path} is not one of these photos: name another folder with "

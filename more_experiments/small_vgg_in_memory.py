@@ -32,7 +32,7 @@ from keras import layers
 from PIL import Image
 
 EPOCHS = 64  # an epoch: every training photo has been seen once more
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what is taken for a photo
+KERAS_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
 
 def define_model():
@@ -80,7 +80,7 @@ def find_photos(directory, name):
     """Return the paths of the photos of the class `name` in all splits of `directory`."""
     paths = []
     for path in sorted(directory.glob(f"*/{name}/[!.]*")):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in KERAS_SUFFIXES:
             paths.append(path)
     return paths
 
