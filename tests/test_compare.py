@@ -169,9 +169,10 @@ def test_reference_runs():
         assert result["split"] == (published[1] if published else "test")
         assert result["final_accuracy"] == f"{accuracies[-1]:.3f}"
         assert result["best_accuracy"] == f"{max(accuracies):.3f}"
-        for row in rows:  # nothing is cut off by the limits of the axes
+        for row in rows:  # the axes cut off nothing but losses of the first three epochs
             assert 0.4 <= min(float(row["accuracy"]), float(row["val_accuracy"]))
-            assert max(float(row["loss"]), float(row["val_loss"])) <= 2
+            if int(row["epoch"]) >= 3:
+                assert max(float(row["loss"]), float(row["val_loss"])) <= 1.3
         with Image.open(ROOT / f"plots/reference/{name}_plot.png") as plot:
             plot.load()
 
