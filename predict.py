@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -238,6 +239,7 @@ def main():
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Pillow's, about photos that it can still read
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # for names that the console cannot print
     try:

@@ -19,8 +19,8 @@ SCRIPTS = [f"{folder}{path.stem}" for folder in FOLDERS
            for path in sorted((ROOT / folder).glob("*.py"))]
 # What means the same is the same, to the letter, in every script that has it.
 COPIES = ["save_model", "count_epochs", "find_classes", "decode_photo", "load_image",
-          "find_photos", "find_keras_version", "is_newer", "find_model", "describe", "LastMap",
-          "grad_cam"]
+          "find_photos", "find_keras_version", "is_newer", "load_model", "find_model", "describe",
+          "LastMap", "watch_last_map", "grad_cam"]
 
 
 def read_functions(name):
@@ -37,7 +37,7 @@ def read_code(name):
 
 
 def list_changes(first, second):
-    """Return the lines that the script `second` drops ("-...") or adds ("+...") to its neighbour."""
+    """Return the lines of code that `second` drops ("-...") from `first`, or adds ("+...")."""
     lines = difflib.unified_diff(read_code(first), read_code(second), n=0, lineterm="")
     return [line for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
 

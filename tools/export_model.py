@@ -36,7 +36,7 @@ TOP = Path(__file__).resolve().parent.parent  # the repository's folder
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF", "HEIF")
 pillow_heif.register_heif_opener()  # lets Pillow read HEIC, too, as iPhones save it
 Image.MAX_IMAGE_PIXELS = None  # decode_photo has a limit of its own
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
+KERAS_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
 
 def decode_photo(data):
@@ -220,7 +220,7 @@ def find_test_photos(dataset):
     photos = []
     for number, name in enumerate(names):
         for path in sorted((dataset / "test" / name).iterdir()):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if path.suffix.lower() in KERAS_SUFFIXES and not path.name.startswith("."):
                 photos.append((path, number))
     if not photos:
         raise ValueError(f"there are no photos in {dataset / 'test'}")
