@@ -4,7 +4,7 @@
 
 This is vgg3_augmentation.py for a million photos. Keras runs on JAX: each device (a GPU, as a rule)
 of each process has a copy of the network, and trains on its part of every batch; the gradients are
-averaged, so that all copies stay the same. How to start several processes: beyond/README.md.
+averaged, so that all copies stay the same. How to start several processes: docs/gpu.md.
 Measured: on CPUs, one device, two devices, and two processes give the same losses to 1e-4. What it
 changes: diff vgg3_augmentation.py beyond/many_devices.py
 
