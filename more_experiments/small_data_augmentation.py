@@ -69,7 +69,7 @@ def define_model():
     model.compile(
         # RMSprop gives each weight steps of its own: the gradient, divided by the root of v, its
         # mean square in the batches before. The chapter's Keras divided by sqrt(v) + 1e-8, Keras 3
-        # by sqrt(v + epsilon): this epsilon gives the same steps (docs/results.md has the difference).
+        # by sqrt(v + epsilon): this epsilon gives the same steps (see docs/results.md).
         optimizer=keras.optimizers.RMSprop(learning_rate=1e-4, epsilon=1e-14),
         loss="binary_crossentropy",  # near 0 for a right and sure answer, large for a wrong one
         metrics=["accuracy"],  # the share of photos on the right side of 0.5
