@@ -310,11 +310,11 @@ def test_load_image_is_what_training_sees(few, tmp_path):
             sample = load_image(path, (size, size))
             assert sample.shape == (1, size, size, 3) and sample.dtype == np.float32
             # TensorFlow, in training, decodes a JPEG to slightly other pixels than Pillow
-            assert np.abs(sample[0] - array).mean() <= rounding + 1, path
+            assert np.abs(sample[0] - array).mean() <= rounding + 2, path
             # as the user has it: what training has seen saved anew differs by its compression
             anew = path.name[:6] in [f"dog.9{digit}" for digit in (0, 1, 2, 3, 4, 5, 7)]
             sample = load_image(source / path.name, (size, size))
-            assert np.abs(sample[0] - array).mean() <= (3 if anew else rounding + 1), path
+            assert np.abs(sample[0] - array).mean() <= (4 if anew else rounding + 2), path
 
 
 def test_bad_models(few, tmp_path):
