@@ -77,11 +77,12 @@ def define_model(steps):
     # no dense layer of millions of weights after it.
     x = layers.GlobalAveragePooling2D()(x)
     dog = layers.Dense(1, activation="sigmoid", dtype="float32")(x)
-    network = keras.Model(photos, dog)
+    resnet = keras.Model(photos, dog)
     # The rate grows from 0 to 0.1 in a tenth of the steps, since an untrained network would be
     # destroyed by steps of that size, and then falls to 0 on a cosine, so that it settles.
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, steps - steps // 10, warmup_target=0.1, warmup_steps=steps // 10)
+    network = keras.Sequential([keras.Input((None, None, 3)), resnet])
     network.compile(
         # weight decay: each step makes all weights a bit smaller, so that they do not grow
         optimizer=keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=0.005),
@@ -92,7 +93,7 @@ def define_model(steps):
     )
     # What is saved has a size of its own, as predict.py wants it. It shares the layers: when the
     # network learns, this one does.
-    model = keras.Sequential([keras.Input((TEST_SIZE, TEST_SIZE, 3)), network])
+    model = keras.Sequential([keras.Input((TEST_SIZE, TEST_SIZE, 3)), resnet])
     model.compile(optimizer=network.optimizer, loss=network.loss, metrics=["accuracy"])
     return network, model
 
@@ -268,7 +269,7 @@ def run_test_harness():
     photos, classes = load_photos(args.dataset / "train", 200)
     test_photos, test_classes = load_photos(args.dataset / "test", TEST_SIZE)
     network, model = define_model(steps=args.epochs * max(1, len(photos) // 128))
-    network.summary()
+    network.summary(expand_nested=True)
     if args.resume:
         model.optimizer.build(model.trainable_variables)  # makes room for its momentum
         model.load_weights(f"models/{name}.keras")  # and how many steps are done: hence the rate
