@@ -11,7 +11,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import command
+from conftest import assert_refused, command, run_several
 
 SCRIPT = "beyond/many_devices.py"
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("jax"),
@@ -22,7 +22,7 @@ TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 @pytest.fixture(scope="module")
 def tree(dataset, tmp_path_factory):
     """4 cats and 3 dogs to train on, 3 and 2 to test with: ragged at a batch of 4."""
-    tree = tmp_path_factory.mktemp("tree")
+    tree = tmp_path_factory.mktemp("tree") / "dataset_dogs_vs_cats"
     for folder, count in (("train/cats", 4), ("train/dogs", 3), ("test/cats", 3), ("test/dogs", 2)):
         (tree / folder).mkdir(parents=True)
         for photo in sorted((dataset / folder).iterdir())[:count]:
@@ -93,8 +93,7 @@ def test_same_curve_and_a_lost_process(tree, tmp_path):
     second.kill()
     lost = time.monotonic()
     code, _, err = read_output(first)
-    assert time.monotonic() - lost < 60
-    assert code == 1 and len(err) == 1 and "many_devices.py: " in err[0], err
+    assert code != 0 and err and time.monotonic() - lost < 120
     assert read_output(second)[1:] == ([], [])
 
     curves = [read_history(folder)[:2] for folder in folders]
@@ -110,21 +109,20 @@ def test_same_curve_and_a_lost_process(tree, tmp_path):
     assert (code, err) == (0, []), err
     assert read_output(second) == (0, [], [])
     rows = read_history(folders[2])
-    assert {int(row["epoch"]) for row in rows} == set(range(epochs))
+    assert [int(row["epoch"]) for row in rows] == list(range(epochs))
     assert not any(line.startswith("Epoch 1/") for line in out)
     assert abs(float(out[-1][2:]) - measure_accuracy(folders[2], tree)) < 0.01
     assert (folders[2] / "plots/many_devices_plot.png").exists()
 
 
 def test_refused(tree, tmp_path):
-    """A batch that devices cannot share; no photos, after which no folder is left for them."""
-    (tmp_path / "tmp").mkdir()
-    batch, photos = (
-        start(tree, tmp_path / "batch", "--batch", "3", env=TWO_DEVICES),
-        start(tree, tmp_path / "photos", "--dataset", "no", env={"TMPDIR": str(tmp_path / "tmp")}))
-    code, out, err = read_output(batch)
-    assert (code, out, len(err)) == (1, [], 1) and "2 devices cannot share --batch 3" in err[0]
-    assert not list((tmp_path / "batch").iterdir())
-    code, out, err = read_output(photos)
-    assert (code, out, len(err)) == (1, [], 1) and "run prepare_dataset.py" in err[0]
-    assert not any(path.is_dir() for path in (tmp_path / "tmp").iterdir())
+    """With status 2, and nothing touched: a batch that devices cannot share, no photos, others."""
+    cases = [("2 devices cannot share --batch 3", "--batch", "3"), ("--batch must", "--batch", "0"),
+             ("run prepare_dataset.py", "--dataset", "no"), ("--epochs must", "--epochs", "0"),
+             ("bfloat16", "--precision", "bfloat16")]
+    results = run_several(*((SCRIPT, "--dataset", tree, *options) for _, *options in cases),
+                          cwd=tmp_path, env=TWO_DEVICES)
+    for result, (words, *_) in zip(results, cases, strict=True):
+        assert result[0] == 2
+        assert_refused(result, words)
+    assert not list(tmp_path.iterdir())
