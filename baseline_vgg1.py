@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other libraries, too
 os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import matplotlib.pyplot as plt
@@ -29,25 +29,29 @@ EPOCHS = 20  # an epoch: every training photo has been seen once more
 
 
 def define_model():
-    """Return the compiled network: photos (n, 200, 200, 3), 0 to 255, in; P(dog) (n, 1) out."""
+    """Return the compiled network.
+
+    In: n photos (n, 200, 200, 3), 0 to 255. Out: P(dog), the probability of a dog, (n, 1).
+    """
     model = keras.Sequential([
         keras.Input((200, 200, 3)),  # height, width, and three colours: red, green, blue
         layers.Rescaling(1 / 255),  # 0 to 255 becomes 0 to 1: training is steadier on small numbers
         # block 1: 32 filters slide over the photo, and each learns to find one pattern of 3x3
         # pixels, such as an edge. ReLU turns what is negative into 0: the pattern is not there.
+        # "same": height and width stay. he_uniform: how large the random first weights are.
         layers.Conv2D(32, 3, padding="same", activation="relu", kernel_initializer="he_uniform"),
         layers.MaxPooling2D(2),  # keeps the largest of each 2x2: where a pattern is, roughly
-        # classifier: all that the filters have found, in one row, is weighed by 128 units. Most of
-        # the network's weights are here.
-        layers.Flatten(),
+        # classifier: 128 units weigh all that the filters have found. Most weights are here.
+        layers.Flatten(),  # in one row: else Dense would give an answer for each place
         layers.Dense(128, activation="relu", kernel_initializer="he_uniform"),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # 0: surely a cat, 1: surely a dog
-    ])
+    ])  # float32: a probability needs all its digits, also with --precision mixed_bfloat16
     model.compile(
-        # after each batch the weights move a small step, 0.001 times their gradient, to a smaller
-        # loss, and on in the direction of the steps before (momentum)
+        # The gradient says for each weight in which direction the loss grows. After each batch of
+        # photos all weights move a small step against it: 0.001 times as far. Momentum: they keep
+        # 90 % of the speed of the steps before.
         optimizer=keras.optimizers.SGD(learning_rate=0.001, momentum=0.9),
-        loss="binary_crossentropy",  # near 0 for a right and sure answer, large for a wrong one
+        loss="binary_crossentropy",  # near 0 if right and sure, large if wrong and sure
         metrics=["accuracy"],  # the share of photos on the right side of 0.5
     )
     return model
@@ -59,24 +63,29 @@ def flow_from_directory(directory, shuffle):
     The first folder in alphabetical order is class 0 (cats), the second class 1 (dogs). It yields
     batches of 64 uint8 photos (n, 200, 200, 3), 0 to 255, and float32 classes (n, 1).
     """
+    # one by one, in order; below they are shuffled and put into batches
     photos = keras.utils.image_dataset_from_directory(
         directory, label_mode="binary", image_size=(200, 200), batch_size=None, shuffle=False)
-    # Read once, then kept in memory as whole numbers, 120 kB a photo: later epochs read no files.
+    # Resizing gives fractions. As whole numbers, a byte each, all photos fit into memory, 120 kB a
+    # photo: they are read once, and later epochs read no files.
     photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label))
     photos = photos.cache()
     if shuffle:
         photos = photos.shuffle(len(photos))  # another order in every epoch
-    return photos.batch(64).prefetch(tf.data.AUTOTUNE)  # gets batches ready while others train
+    return photos.batch(64).prefetch(tf.data.AUTOTUNE)  # gets some ready while one trains
 
 
 def save_model(model, name):
     """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
     model.save(f"models/{name}.new.keras")
-    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")  # in one go
 
 
 def read_history(name):
-    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy."""
+    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy.
+
+    What begins with val_ is of photos from which the network does not learn.
+    """
     return np.genfromtxt(f"plots/{name}_history.csv", delimiter=",", names=True, ndmin=1)
 
 
@@ -98,14 +107,14 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
-    loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
-    loss.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
-    loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
-    accuracy.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
-    accuracy.plot(epochs, history["val_accuracy"], ".-", color="orange", label="test")
-    accuracy.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
-    for axes in (loss, accuracy):
+    figure, (upper, lower) = plt.subplots(2, figsize=(8, 8), layout="constrained")
+    upper.plot(epochs, history["loss"], ".-", color="blue", label="train")
+    upper.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
+    upper.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
+    lower.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
+    lower.plot(epochs, history["val_accuracy"], ".-", color="orange", label="test")
+    lower.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
+    for axes in (upper, lower):
         axes.set_xlim(0, len(epochs) + 1)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.legend()
@@ -157,27 +166,27 @@ def run_test_harness():
     if args.resume:
         epochs_done = count_epochs(name)
     keras.utils.set_random_seed(args.seed)  # the same weights and order of photos in every run
-    keras.config.set_dtype_policy(args.precision)
+    keras.config.set_dtype_policy(args.precision)  # the numbers that it calculates with
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
     test_it = flow_from_directory(args.dataset / "test", shuffle=False)
     model = define_model()
     model.summary()
-    if model.output_shape != (None, 1):
+    if model.output_shape != (None, 1):  # None: any number of photos
         raise ValueError(f"the network must give one number for each photo, (None, 1), and gives "
                          f"{model.output_shape}: are Flatten() and the last Dense(1) in place?")
     if args.resume:
-        model.optimizer.build(model.trainable_variables)  # makes room for its momentum
+        model.optimizer.build(model.trainable_variables)  # its momentum is in the file, too
         model.load_weights(f"models/{name}.keras")
+    # after each epoch: save the network, then add a row to the history
+    save = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: save_model(model, name))
+    log = keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume)
     try:
         model.fit(
             train_it, validation_data=test_it, initial_epoch=epochs_done, epochs=args.epochs,
             shuffle=False,  # train_it does that
-            callbacks=[  # after each epoch: save the network, then add a row to the history
-                keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(model, name)),
-                keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),
-            ])
+            callbacks=[save, log])
     except KeyboardInterrupt:
         sys.exit("\nstopped: --resume goes on after the last whole epoch")
     _, accuracy = model.evaluate(test_it, verbose=0)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other libraries, too
 os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import numpy as np
@@ -31,13 +31,13 @@ Then add to the command: --weights models/vgg16.weights.h5"""
 
 
 def define_model(weights):
-    """Return VGG-16 without its own classifier, the new classifier, and the network of both.
+    """Return VGG-16 without its own classifier, the new classifier, and both in one network.
 
     VGG-16, frozen: photos (n, 224, 224, 3), 0 to 255, in; features (n, 7, 7, 512) out. Classifier:
     features in; P(dog) (n, 1) out. `weights` is "imagenet", to download them, or a file's path.
     """
     try:
-        base = keras.applications.VGG16(include_top=False, weights=weights)
+        base = keras.applications.VGG16(include_top=False, weights=weights)  # no classifier
     except Exception as error:
         if weights == "imagenet":
             sys.exit(f"{error}{NO_WEIGHTS}")
@@ -46,12 +46,13 @@ def define_model(weights):
     # VGG-16 was trained on photos in the order blue, green, red, minus the mean colour of ImageNet.
     # So we reverse the colours of its first kernel, and subtract that mean in a layer of our own:
     # then it takes photos as they are.
-    kernel, bias = base.layers[1].get_weights()
+    kernel, bias = base.layers[1].get_weights()  # kernel: 3, 3, colours, 64 filters
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
-    mean = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
+    mean = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")  # 1 * x - ...
+    # base.layers[0] is its input, in the place of which there is one of our own
     vgg16 = keras.Sequential([keras.Input((224, 224, 3)), mean, *base.layers[1:]])
     classifier = keras.Sequential([
-        keras.Input((7, 7, 512)),
+        keras.Input((7, 7, 512)),  # how much of 512 patterns there is at 7x7 places of the photo
         layers.Flatten(),
         layers.Dense(128, activation="relu", kernel_initializer="he_uniform"),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # 0: surely a cat, 1: surely a dog
@@ -61,7 +62,8 @@ def define_model(weights):
         loss="binary_crossentropy",
         metrics=["accuracy"],
     )
-    # Both in one, to be saved. It shares the layers: when the classifier learns, this one does.
+    # Both in one, which takes photos, to be saved. It has the same layers and the same optimizer:
+    # what the classifier learns, this one has learnt.
     model = keras.Sequential([keras.Input((224, 224, 3)), *vgg16.layers, *classifier.layers])
     model.compile(optimizer=classifier.optimizer, loss="binary_crossentropy", metrics=["accuracy"])
     return vgg16, classifier, model
@@ -83,7 +85,8 @@ def extract_features(vgg16, photos):
     That takes long, so it is kept in features/, in a file that is named after all that it depends
     on: if VGG-16 or a photo changes, so does the name, and the features are extracted anew.
     """
-    fingerprint = hashlib.sha256(vgg16.to_json().encode())  # hardly two things have the same one
+    # SHA-256 makes a number of any bytes; other bytes, be it a single one, give another number.
+    fingerprint = hashlib.sha256(vgg16.to_json().encode())
     for weights in vgg16.get_weights():
         fingerprint.update(weights.tobytes())
     for path in photos.file_paths:
@@ -94,7 +97,7 @@ def extract_features(vgg16, photos):
         features = []
         classes = []
         for batch, labels in track(photos, "through VGG-16"):
-            features.append(vgg16.predict_on_batch(batch).astype(np.float16))  # half the memory
+            features.append(vgg16.predict_on_batch(batch).astype(np.float16))  # 3 digits do
             classes.append(labels)
         os.makedirs("features", exist_ok=True)
         np.savez("features/unfinished.npz",
@@ -106,10 +109,10 @@ def extract_features(vgg16, photos):
 
 def flow_from_features(features, classes, shuffle):
     """Return the iterator over batches of 64 `features` and their `classes`."""
-    samples = tf.data.Dataset.from_tensor_slices((features, classes))
+    samples = tf.data.Dataset.from_tensor_slices((features, classes))  # a sample each row
     if shuffle:
         samples = samples.shuffle(len(samples))  # another order in every epoch
-    return samples.batch(64).prefetch(tf.data.AUTOTUNE)  # gets batches ready while others train
+    return samples.batch(64).prefetch(tf.data.AUTOTUNE)  # gets some ready while one trains
 
 
 def find_classes(folder):
@@ -148,13 +151,13 @@ def run_test_harness():
     """Train the classifier on the features of all photos, and save it together with VGG-16."""
     args = parse_args()
     keras.utils.set_random_seed(args.seed)  # the same weights and order of photos in every run
-    keras.config.set_dtype_policy(args.precision)
+    keras.config.set_dtype_policy(args.precision)  # the numbers that it calculates with
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     photos = flow_from_directory(args.dataset)
     vgg16, classifier, model = define_model(args.weights)
     model.summary()
-    if model.output_shape != (None, 1):
+    if model.output_shape != (None, 1):  # None: any number of photos
         raise ValueError(f"the network must give one number for each photo, (None, 1), and gives "
                          f"{model.output_shape}: are Flatten() and the last Dense(1) in place?")
     features, classes = extract_features(vgg16, photos)

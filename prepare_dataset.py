@@ -29,7 +29,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # keeps TensorFlow's start-up chatter away
 # Whatever a notebook, the shell or ~/.keras/keras.json says:
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other libraries, too
 os.environ["MPLBACKEND"] = "agg"  # draws into files
 try:
     import keras

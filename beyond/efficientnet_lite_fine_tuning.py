@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other libraries, too
 os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import matplotlib.pyplot as plt
@@ -113,7 +113,8 @@ def flow_from_directory(directory, size):
     """
     photos = keras.utils.image_dataset_from_directory(
         directory, label_mode="binary", image_size=size, batch_size=None, shuffle=False)
-    # Read once, then kept in memory as whole numbers, 173 kB a photo: later epochs read no files.
+    # Resizing gives fractions. As whole numbers, a byte each, all photos fit into memory, 173 kB a
+    # photo: they are read once, and later epochs read no files.
     photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label))
     return photos.cache()
 
@@ -150,11 +151,14 @@ def calibrate(model, answers, photos):
 def save_model(model, name):
     """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
     model.save(f"models/{name}.new.keras")
-    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")  # in one go
 
 
 def read_history(name):
-    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy."""
+    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy.
+
+    What begins with val_ is of photos from which the network does not learn.
+    """
     return np.genfromtxt(f"plots/{name}_history.csv", delimiter=",", names=True, ndmin=1)
 
 
@@ -176,14 +180,14 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
-    loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
-    loss.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
-    loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
-    accuracy.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
-    accuracy.plot(epochs, history["val_accuracy"], ".-", color="orange", label="test")
-    accuracy.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
-    for axes in (loss, accuracy):
+    figure, (upper, lower) = plt.subplots(2, figsize=(8, 8), layout="constrained")
+    upper.plot(epochs, history["loss"], ".-", color="blue", label="train")
+    upper.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
+    upper.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
+    lower.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
+    lower.plot(epochs, history["val_accuracy"], ".-", color="orange", label="test")
+    lower.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
+    for axes in (upper, lower):
         axes.set_xlim(0, len(epochs) + 1)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.legend()
@@ -271,16 +275,17 @@ def run_test_harness():
     answers.compile(optimizer=model.optimizer)  # is saved with it; it is not trained by itself
     model.summary()
     if args.resume:
-        model.optimizer.build(model.trainable_variables)  # makes room for Adam's means
+        model.optimizer.build(model.trainable_variables)  # its running means are in the file, too
         answers.load_weights(f"models/{name}.keras")
+    # after each epoch: save the network, then add a row to the history
+    save = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: save_model(answers, name))
+    log = keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume)
     try:
         model.fit(
             train_it, validation_data=test_it, initial_epoch=epochs_done, epochs=args.epochs,
             shuffle=False,  # train_it does that
-            callbacks=[  # after each epoch: save the network, then add a row to the history
-                keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(answers, name)),
-                keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),
-            ])
+            callbacks=[save, log])
     except KeyboardInterrupt:
         sys.exit("\nstopped: --resume goes on after the last whole epoch")
     _, test_accuracy = model.evaluate(test_it, verbose=0)

@@ -32,7 +32,10 @@ EPOCHS = 50  # an epoch: every training photo has been seen once more
 
 
 def define_model(augment):
-    """Return the compiled network: photos (n, 200, 200, 3), 0 to 255, in; P(dog) (n, 1) out."""
+    """Return the compiled network.
+
+    In: n photos (n, 200, 200, 3), 0 to 255. Out: P(dog), the probability of a dog, (n, 1).
+    """
     augmentation = []
     if augment:
         augmentation = [
@@ -47,25 +50,26 @@ def define_model(augment):
         *augmentation,
         # block 1: 32 filters slide over the photo, and each learns to find one pattern of 3x3
         # pixels, such as an edge. ReLU turns what is negative into 0: the pattern is not there.
+        # "same": height and width stay. he_uniform: how large the random first weights are.
         layers.Conv2D(32, 3, padding="same", activation="relu", kernel_initializer="he_uniform"),
         layers.MaxPooling2D(2),  # keeps the largest of each 2x2: where a pattern is, roughly
-        # block 2: 64 patterns of those of block 1, such as a corner of two edges
+        # block 2: 64 patterns of those of block 1, perhaps corners
         layers.Conv2D(64, 3, padding="same", activation="relu", kernel_initializer="he_uniform"),
         layers.MaxPooling2D(2),
-        # block 3: 128 patterns of those of block 2, such as an eye or a tuft of fur
+        # block 3: 128 patterns of those of block 2, perhaps fur
         layers.Conv2D(128, 3, padding="same", activation="relu", kernel_initializer="he_uniform"),
         layers.MaxPooling2D(2),
-        # classifier: all that the filters have found, in one row, is weighed by 128 units. Most of
-        # the network's weights are here.
-        layers.Flatten(),
+        # classifier: 128 units weigh all that the filters have found. Most weights are here.
+        layers.Flatten(),  # in one row: else Dense would give an answer for each place
         layers.Dense(128, activation="relu", kernel_initializer="he_uniform"),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # 0: surely a cat, 1: surely a dog
-    ])
+    ])  # float32: a probability needs all its digits, also with --precision mixed_bfloat16
     model.compile(
-        # after each batch the weights move a small step, 0.001 times their gradient, to a smaller
-        # loss, and on in the direction of the steps before (momentum)
+        # The gradient says for each weight in which direction the loss grows. After each batch of
+        # photos all weights move a small step against it: 0.001 times as far. Momentum: they keep
+        # 90 % of the speed of the steps before.
         optimizer=keras.optimizers.SGD(learning_rate=0.001, momentum=0.9),
-        loss="binary_crossentropy",  # near 0 for a right and sure answer, large for a wrong one
+        loss="binary_crossentropy",  # near 0 if right and sure, large if wrong and sure
         weighted_metrics=["accuracy"],  # the share of photos on the right side of 0.5
     )
     return model
@@ -124,7 +128,7 @@ def flow_from_directory(directory, shuffle, batch, cache):
 def save_model(model, name):
     """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
     model.save(f"models/{name}.new.keras")
-    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")  # in one go
 
 
 def save_alone(model, name, devices):
@@ -138,7 +142,10 @@ def save_alone(model, name, devices):
 
 
 def read_history(name):
-    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy."""
+    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy.
+
+    What begins with val_ is of photos from which the network does not learn.
+    """
     return np.genfromtxt(f"plots/{name}_history.csv", delimiter=",", names=True, ndmin=1)
 
 
@@ -160,14 +167,14 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
-    loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
-    loss.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
-    loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
-    accuracy.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
-    accuracy.plot(epochs, history["val_accuracy"], ".-", color="orange", label="test")
-    accuracy.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
-    for axes in (loss, accuracy):
+    figure, (upper, lower) = plt.subplots(2, figsize=(8, 8), layout="constrained")
+    upper.plot(epochs, history["loss"], ".-", color="blue", label="train")
+    upper.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
+    upper.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
+    lower.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
+    lower.plot(epochs, history["val_accuracy"], ".-", color="orange", label="test")
+    lower.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
+    for axes in (upper, lower):
         axes.set_xlim(0, len(epochs) + 1)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.legend()
@@ -235,7 +242,7 @@ def run_test_harness():
     devices = keras.distribution.DataParallel(auto_shard_dataset=False)  # flow_from_directory does
     keras.distribution.set_distribution(devices)
     keras.utils.set_random_seed(args.seed)  # the same weights and order of photos in every run
-    keras.config.set_dtype_policy(args.precision)
+    keras.config.set_dtype_policy(args.precision)  # the numbers that it calculates with
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     cache = None
@@ -248,7 +255,7 @@ def run_test_harness():
     test_it = flow_from_directory(args.dataset / "test", False, args.batch, cache)
     model = define_model(augment=not args.no_augmentation)
     if args.resume:
-        model.optimizer.build(model.trainable_variables)  # makes room for its momentum
+        model.optimizer.build(model.trainable_variables)  # its momentum is in the file, too
         model.load_weights(f"models/{name}.keras")
     verbose = 0
     callbacks = []
@@ -258,7 +265,7 @@ def run_test_harness():
         verbose = 1
         callbacks = [  # after each epoch: save the network, then add a row to the history
             keras.callbacks.LambdaCallback(
-                on_epoch_end=lambda *_: save_alone(model, name, devices)),
+                on_epoch_end=lambda epoch, logs: save_alone(model, name, devices)),
             keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),
         ]
     try:

@@ -178,11 +178,14 @@ class RandomCrops(keras.utils.PyDataset):
 def save_model(model, name):
     """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
     model.save(f"models/{name}.new.keras")
-    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")  # in one go
 
 
 def read_history(name):
-    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy."""
+    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy.
+
+    What begins with val_ is of photos from which the network does not learn.
+    """
     return np.genfromtxt(f"plots/{name}_history.csv", delimiter=",", names=True, ndmin=1)
 
 
@@ -204,14 +207,14 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
-    loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
-    loss.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
-    loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
-    accuracy.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
-    accuracy.plot(epochs, history["val_accuracy"], ".-", color="orange", label="test")
-    accuracy.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
-    for axes in (loss, accuracy):
+    figure, (upper, lower) = plt.subplots(2, figsize=(8, 8), layout="constrained")
+    upper.plot(epochs, history["loss"], ".-", color="blue", label="train")
+    upper.plot(epochs, history["val_loss"], ".-", color="orange", label="test")
+    upper.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
+    lower.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
+    lower.plot(epochs, history["val_accuracy"], ".-", color="orange", label="test")
+    lower.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
+    for axes in (upper, lower):
         axes.set_xlim(0, len(epochs) + 1)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.legend()
@@ -263,7 +266,7 @@ def run_test_harness():
     if args.resume:
         epochs_done = count_epochs(name)
     keras.utils.set_random_seed(args.seed)  # the same weights and order of photos in every run
-    keras.config.set_dtype_policy(args.precision)
+    keras.config.set_dtype_policy(args.precision)  # the numbers that it calculates with
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     photos, classes = load_photos(args.dataset / "train", 200)
@@ -271,7 +274,7 @@ def run_test_harness():
     network, model = define_model(steps=args.epochs * max(1, len(photos) // 128))
     network.summary(expand_nested=True)
     if args.resume:
-        model.optimizer.build(model.trainable_variables)  # makes room for its momentum
+        model.optimizer.build(model.trainable_variables)  # its momentum is in the file, too
         model.load_weights(f"models/{name}.keras")  # and how many steps are done: hence the rate
     try:
         first = 0  # the epoch with which a size begins, and below: with which the next one does
@@ -285,7 +288,7 @@ def run_test_harness():
                     initial_epoch=start, epochs=last,
                     callbacks=[  # after each epoch: save the network, then add a row to the history
                         keras.callbacks.LambdaCallback(
-                            on_epoch_end=lambda *_: save_model(model, name)),
+                            on_epoch_end=lambda epoch, logs: save_model(model, name)),
                         keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=start > 0),
                     ])
             first = last

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other libraries, too
 os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import matplotlib.pyplot as plt
@@ -41,13 +41,13 @@ Then add to the command: --weights models/vgg16.weights.h5"""
 
 
 def define_model(weights):
-    """Return VGG-16 without its own classifier, the new classifier, and the network of both.
+    """Return VGG-16 without its own classifier, the new classifier, and both in one network.
 
     VGG-16, frozen: photos (n, 150, 150, 3), 0 to 255, in; features (n, 4, 4, 512) out. Classifier:
     features in; P(dog) (n, 1) out. `weights` is "imagenet", to download them, or a file's path.
     """
     try:
-        base = keras.applications.VGG16(include_top=False, weights=weights)
+        base = keras.applications.VGG16(include_top=False, weights=weights)  # no classifier
     except Exception as error:
         if weights == "imagenet":
             sys.exit(f"{error}{NO_WEIGHTS}")
@@ -56,9 +56,10 @@ def define_model(weights):
     # VGG-16 was trained on photos in the order blue, green, red, minus the mean colour of ImageNet.
     # So we reverse the colours of its first kernel, and subtract that mean in a layer of our own:
     # then it takes photos as they are.
-    kernel, bias = base.layers[1].get_weights()
+    kernel, bias = base.layers[1].get_weights()  # kernel: 3, 3, colours, 64 filters
     base.layers[1].set_weights([kernel[:, :, ::-1], bias])
-    mean = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")
+    mean = layers.Rescaling(1, offset=[-123.68, -116.779, -103.939], dtype="float32")  # 1 * x - ...
+    # base.layers[0] is its input, in the place of which there is one of our own
     vgg16 = keras.Sequential([keras.Input((150, 150, 3)), mean, *base.layers[1:]])
     classifier = keras.Sequential([
         keras.Input((4, 4, 512)),
@@ -73,7 +74,8 @@ def define_model(weights):
         loss="binary_crossentropy",
         metrics=["accuracy"],
     )
-    # Both in one, to be saved. It shares the layers: when the classifier learns, this one does.
+    # Both in one, which takes photos, to be saved. It has the same layers and the same optimizer:
+    # what the classifier learns, this one has learnt.
     model = keras.Sequential([keras.Input((150, 150, 3)), *vgg16.layers, *classifier.layers])
     model.compile(optimizer=classifier.optimizer, loss="binary_crossentropy", metrics=["accuracy"])
     return vgg16, classifier, model
@@ -95,7 +97,8 @@ def extract_features(vgg16, photos):
     That takes long, so it is kept in features/, in a file that is named after all that it depends
     on: if VGG-16 or a photo changes, so does the name, and the features are extracted anew.
     """
-    fingerprint = hashlib.sha256(vgg16.to_json().encode())  # hardly two things have the same one
+    # SHA-256 makes a number of any bytes; other bytes, be it a single one, give another number.
+    fingerprint = hashlib.sha256(vgg16.to_json().encode())
     for weights in vgg16.get_weights():
         fingerprint.update(weights.tobytes())
     for path in photos.file_paths:
@@ -118,20 +121,23 @@ def extract_features(vgg16, photos):
 
 def flow_from_features(features, classes, shuffle):
     """Return the iterator over batches of 20 `features` and their `classes`."""
-    samples = tf.data.Dataset.from_tensor_slices((features, classes))
+    samples = tf.data.Dataset.from_tensor_slices((features, classes))  # a sample for each row
     if shuffle:
         samples = samples.shuffle(len(samples))  # another order in every epoch
-    return samples.batch(20).prefetch(tf.data.AUTOTUNE)  # gets batches ready while others train
+    return samples.batch(20).prefetch(tf.data.AUTOTUNE)  # gets some ready while one trains
 
 
 def save_model(model, name):
     """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
     model.save(f"models/{name}.new.keras")
-    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")  # in one go
 
 
 def read_history(name):
-    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy."""
+    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy.
+
+    What begins with val_ is of photos from which the network does not learn.
+    """
     return np.genfromtxt(f"plots/{name}_history.csv", delimiter=",", names=True, ndmin=1)
 
 
@@ -153,14 +159,14 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
-    loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
-    loss.plot(epochs, history["val_loss"], ".-", color="orange", label="validation")
-    loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
-    accuracy.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
-    accuracy.plot(epochs, history["val_accuracy"], ".-", color="orange", label="validation")
-    accuracy.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
-    for axes in (loss, accuracy):
+    figure, (upper, lower) = plt.subplots(2, figsize=(8, 8), layout="constrained")
+    upper.plot(epochs, history["loss"], ".-", color="blue", label="train")
+    upper.plot(epochs, history["val_loss"], ".-", color="orange", label="validation")
+    upper.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
+    lower.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
+    lower.plot(epochs, history["val_accuracy"], ".-", color="orange", label="validation")
+    lower.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
+    for axes in (upper, lower):
         axes.set_xlim(0, len(epochs) + 1)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.legend()
@@ -217,7 +223,7 @@ def run_test_harness():
     if args.resume:
         epochs_done = count_epochs(name)
     keras.utils.set_random_seed(args.seed)  # the same weights and order of photos in every run
-    keras.config.set_dtype_policy(args.precision)
+    keras.config.set_dtype_policy(args.precision)  # the numbers that it calculates with
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     train_photos = flow_from_directory(args.dataset / "train")
@@ -225,7 +231,7 @@ def run_test_harness():
     test_photos = flow_from_directory(args.dataset / "test")
     vgg16, classifier, model = define_model(args.weights)
     model.summary()
-    if model.output_shape != (None, 1):
+    if model.output_shape != (None, 1):  # None: any number of photos
         raise ValueError(f"the network must give one number for each photo, (None, 1), and gives "
                          f"{model.output_shape}: are Flatten() and the last Dense(1) in place?")
     features, classes = extract_features(vgg16, train_photos)
@@ -235,16 +241,16 @@ def run_test_harness():
     features, classes = extract_features(vgg16, test_photos)
     test_it = flow_from_features(features, classes, shuffle=False)
     if args.resume:
-        model.optimizer.build(model.trainable_variables)  # makes room for its running means
+        model.optimizer.build(model.trainable_variables)  # its running means are in the file, too
         model.load_weights(f"models/{name}.keras")
+    # after each epoch: save the network, then add a row to the history
+    save = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: save_model(model, name))
+    log = keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume)
     try:
         classifier.fit(
             train_it, validation_data=validation_it, initial_epoch=epochs_done, epochs=args.epochs,
             shuffle=False,  # train_it does that
-            callbacks=[  # after each epoch: save the network, then add a row to the history
-                keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(model, name)),
-                keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),
-            ])
+            callbacks=[save, log])
     except KeyboardInterrupt:
         sys.exit("\nstopped: --resume goes on after the last whole epoch")
     _, accuracy = classifier.evaluate(validation_it, verbose=0)

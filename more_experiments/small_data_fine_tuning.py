@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other libraries, too
 os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import matplotlib.pyplot as plt
@@ -77,26 +77,31 @@ def flow_from_directory(directory, shuffle):
     batches of BATCH_SIZE uint8 photos (n, 150, 150, 3), 0 to 255, and float32 classes (n, 1).
     With `shuffle` they come again and again, without end.
     """
+    # one by one, in order; below they are shuffled and put into batches
     photos = keras.utils.image_dataset_from_directory(
         directory, label_mode="binary", image_size=(150, 150), batch_size=None, shuffle=False)
-    # Read once, then kept in memory as whole numbers, 68 kB a photo: later epochs read no files.
+    # Resizing gives fractions. As whole numbers, a byte each, all photos fit into memory, 68 kB a
+    # photo: they are read once, and later epochs read no files.
     photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label))
     photos = photos.cache()
     if shuffle:
         photos = photos.shuffle(len(photos))  # another order in every pass
         photos = photos.repeat()  # pass after pass: an epoch ends after --steps batches
     photos = photos.batch(BATCH_SIZE)
-    return photos.prefetch(tf.data.AUTOTUNE)  # gets batches ready while others train
+    return photos.prefetch(tf.data.AUTOTUNE)  # gets some ready while one trains
 
 
 def save_model(model, name):
     """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
     model.save(f"models/{name}.new.keras")
-    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")  # in one go
 
 
 def read_history(name):
-    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy."""
+    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy.
+
+    What begins with val_ is of photos from which the network does not learn.
+    """
     return np.genfromtxt(f"plots/{name}_history.csv", delimiter=",", names=True, ndmin=1)
 
 
@@ -118,14 +123,14 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
-    loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
-    loss.plot(epochs, history["val_loss"], ".-", color="orange", label="validation")
-    loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
-    accuracy.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
-    accuracy.plot(epochs, history["val_accuracy"], ".-", color="orange", label="validation")
-    accuracy.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
-    for axes in (loss, accuracy):
+    figure, (upper, lower) = plt.subplots(2, figsize=(8, 8), layout="constrained")
+    upper.plot(epochs, history["loss"], ".-", color="blue", label="train")
+    upper.plot(epochs, history["val_loss"], ".-", color="orange", label="validation")
+    upper.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
+    lower.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
+    lower.plot(epochs, history["val_accuracy"], ".-", color="orange", label="validation")
+    lower.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
+    for axes in (upper, lower):
         axes.set_xlim(0, len(epochs) + 1)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.legend()
@@ -186,7 +191,7 @@ def run_test_harness():
     if args.resume:
         epochs_done = count_epochs(name)
     keras.utils.set_random_seed(args.seed)  # the same weights and order of photos in every run
-    keras.config.set_dtype_policy(args.precision)
+    keras.config.set_dtype_policy(args.precision)  # the numbers that it calculates with
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     train_it = flow_from_directory(args.dataset / "train", shuffle=True)
@@ -194,21 +199,21 @@ def run_test_harness():
     test_it = flow_from_directory(args.dataset / "test", shuffle=False)
     model = define_model(args.model)
     model.summary()
-    if model.output_shape != (None, 1):
+    if model.output_shape != (None, 1):  # None: any number of photos
         raise ValueError(f"the network must give one number for each photo, (None, 1), and gives "
                          f"{model.output_shape}: are Flatten() and the last Dense(1) in place?")
     if args.resume:
-        model.optimizer.build(model.trainable_variables)  # makes room for its running means
+        model.optimizer.build(model.trainable_variables)  # its running means are in the file, too
         model.load_weights(f"models/{name}.keras")
+    # after each epoch: save the network, then add a row to the history
+    save = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: save_model(model, name))
+    log = keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume)
     try:
         model.fit(
             train_it, steps_per_epoch=args.steps, validation_data=validation_it,
             initial_epoch=epochs_done, epochs=args.epochs,
             shuffle=False,  # train_it does that
-            callbacks=[  # after each epoch: save the network, then add a row to the history
-                keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(model, name)),
-                keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),
-            ])
+            callbacks=[save, log])
     except KeyboardInterrupt:
         sys.exit("\nstopped: --resume goes on after the last whole epoch")
     _, accuracy = model.evaluate(validation_it, verbose=0)

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other libraries, too
 os.environ["MPLBACKEND"] = "agg"  # draw into files, not into windows
 import keras
 import matplotlib.pyplot as plt
@@ -64,13 +64,13 @@ def define_model():
         layers.Dropout(0.5),  # in training, half of these numbers, others in each batch, become 0
         layers.Dense(512, activation="relu"),
         layers.Dense(1, activation="sigmoid", dtype="float32"),  # 0: surely a cat, 1: surely a dog
-    ])
+    ])  # float32: a probability needs all its digits, also with --precision mixed_bfloat16
     model.compile(
         # RMSprop gives each weight steps of its own: the gradient, divided by the root of v, its
         # mean square in the batches before. The tutorial's Keras divided by sqrt(v) + 1e-7, Keras 3
         # by sqrt(v + epsilon): this epsilon gives nearly the same steps.
         optimizer=keras.optimizers.RMSprop(learning_rate=1e-4, epsilon=1e-14),
-        loss="binary_crossentropy",  # near 0 for a right and sure answer, large for a wrong one
+        loss="binary_crossentropy",  # near 0 if right and sure, large if wrong and sure
         metrics=["accuracy"],  # the share of photos on the right side of 0.5
     )
     return model
@@ -155,11 +155,14 @@ def plot_predictions(model, photos, names, name):
 def save_model(model, name):
     """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
     model.save(f"models/{name}.new.keras")
-    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")  # in one go
 
 
 def read_history(name):
-    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy."""
+    """Return plots/`name`_history.csv: a row for each epoch, with loss and accuracy.
+
+    What begins with val_ is of photos from which the network does not learn.
+    """
     return np.genfromtxt(f"plots/{name}_history.csv", delimiter=",", names=True, ndmin=1)
 
 
@@ -181,14 +184,14 @@ def summarize_diagnostics(name):
     """Draw the learning curves of plots/`name`_history.csv into plots/`name`_plot.png."""
     history = read_history(name)
     epochs = history["epoch"] + 1  # the file counts from 0
-    figure, (loss, accuracy) = plt.subplots(2, figsize=(8, 8), layout="constrained")
-    loss.plot(epochs, history["loss"], ".-", color="blue", label="train")
-    loss.plot(epochs, history["val_loss"], ".-", color="orange", label="validation")
-    loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
-    accuracy.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
-    accuracy.plot(epochs, history["val_accuracy"], ".-", color="orange", label="validation")
-    accuracy.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
-    for axes in (loss, accuracy):
+    figure, (upper, lower) = plt.subplots(2, figsize=(8, 8), layout="constrained")
+    upper.plot(epochs, history["loss"], ".-", color="blue", label="train")
+    upper.plot(epochs, history["val_loss"], ".-", color="orange", label="validation")
+    upper.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, 1.3))  # the same in all scripts
+    lower.plot(epochs, history["accuracy"], ".-", color="blue", label="train")
+    lower.plot(epochs, history["val_accuracy"], ".-", color="orange", label="validation")
+    lower.set(title=f"{name}: accuracy", xlabel="epoch", ylim=(0.4, 1))
+    for axes in (upper, lower):
         axes.set_xlim(0, len(epochs) + 1)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.legend()
@@ -244,7 +247,7 @@ def run_test_harness():
     if args.resume:
         epochs_done = count_epochs(name)
     keras.utils.set_random_seed(args.seed)  # the same weights and order of photos in every run
-    keras.config.set_dtype_policy(args.precision)
+    keras.config.set_dtype_policy(args.precision)  # the numbers that it calculates with
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     paths, photos, classes = load_dataset(args.dataset, args.seed)
@@ -256,21 +259,21 @@ def run_test_harness():
     plot_dataset(paths, photos, classes, names, name)
     model = define_model()
     model.summary()
-    if model.output_shape != (None, 1):
+    if model.output_shape != (None, 1):  # None: any number of photos
         raise ValueError(f"the network must give one number for each photo, (None, 1), and gives "
                          f"{model.output_shape}: are Flatten() and the last Dense(1) in place?")
     if args.resume:
-        model.optimizer.build(model.trainable_variables)  # makes room for its running means
+        model.optimizer.build(model.trainable_variables)  # its running means are in the file, too
         model.load_weights(f"models/{name}.keras")
+    # after each epoch: save the network, then add a row to the history
+    save = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: save_model(model, name))
+    log = keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume)
     try:
         model.fit(
             train_photos, train_classes, batch_size=32,
             validation_data=(validation_photos, validation_classes),
             initial_epoch=epochs_done, epochs=args.epochs,
-            callbacks=[  # after each epoch: save the network, then add a row to the history
-                keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_model(model, name)),
-                keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=args.resume),
-            ])
+            callbacks=[save, log])
     except KeyboardInterrupt:
         sys.exit("\nstopped: --resume goes on after the last whole epoch")
     _, accuracy = model.evaluate(validation_photos, validation_classes, verbose=0)

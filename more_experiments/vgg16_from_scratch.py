@@ -13,7 +13,7 @@ import argparse
 import os
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other libraries, too
 import keras
 from keras import layers
 
