@@ -233,7 +233,11 @@ def test_readme_quotes_the_scripts():
     diffs = re.findall(r"`diff (\w+)\.py (\w+)\.py`[^`]*```diff\n(.*?)```", readme, re.DOTALL)
     assert len(diffs) == readme.count("```diff") >= 3
     for first, second, quoted in diffs:
-        assert sorted(quoted.splitlines()) == sorted(list_changes(first, second)), (first, second)
+        lines = quoted.splitlines()
+        changes = [line for line in lines if line[:1] in ("+", "-")]
+        assert sorted(changes) == sorted(list_changes(first, second)), (first, second)
+        code = read_code(second)
+        assert all(line[1:] in code for line in lines if line not in changes), (first, second)
     code = "".join(textwrap.dedent((ROOT / f"{name}.py").read_text()) for name in SCRIPTS)
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(blocks) >= 2
