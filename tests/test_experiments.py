@@ -124,13 +124,13 @@ def test_models_take_photos_as_they_are(keras, ran, tiny):
 def test_learns_the_sample(dataset, tmp_path):
     """The first experiment of README: it learns its drawings, and is silent on standard error."""
     (tmp_path / "dataset_sample").symlink_to(dataset)
-    done = run("baseline_vgg1.py", "--dataset", "dataset_sample", "--epochs", "4", cwd=tmp_path)
+    done = run("baseline_vgg1.py", "--dataset", "dataset_sample", "--epochs", "3", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")  # TensorFlow's own messages, too, are none
-    check_outputs(tmp_path, "baseline_vgg1_dataset_sample", done.stdout, 4)
+    check_outputs(tmp_path, "baseline_vgg1_dataset_sample", done.stdout, 3)
     rows = read_history(tmp_path, "baseline_vgg1_dataset_sample")
-    assert float(rows[-1]["accuracy"]) > 0.7 and float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert float(rows[-1]["accuracy"]) > 0.6 and float(rows[-1]["loss"]) < float(rows[0]["loss"])
     with Image.open(tmp_path / "plots/baseline_vgg1_dataset_sample_plot.png") as plot:
-        assert count_ticks(np.asarray(plot.convert("RGB"), dtype=int)) >= 5
+        assert count_ticks(np.asarray(plot.convert("RGB"), dtype=int)) >= 3
 
 
 def stop(folder, sign, moment, *options):
@@ -271,7 +271,7 @@ def test_errors_point_at_the_line(tiny, tmp_path):
     text = (ROOT / "baseline_vgg3.py").read_text()
     (tmp_path / "padding.py").write_text(text.replace('64, 3, padding="same"',
                                                       '64, 3, padding="sane"'))
-    (tmp_path / "flatten.py").write_text(text.replace("        layers.Flatten(),\n", ""))
+    (tmp_path / "flatten.py").write_text(re.sub(r" +layers\.Flatten\(\),.*\n", "", text))
     (tmp_path / "damaged").symlink_to(tiny)
     for name, words in (("padding", ("layers.Conv2D(64, 3, padding=\"sane\"", "^^^^", "'same'")),
                         ("flatten", ("(None, 25, 25, 1)", "Flatten()"))):

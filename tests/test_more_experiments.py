@@ -20,12 +20,10 @@ TRAINED = {
                            (40, 20)),
     "small_data_cnn": (("--epochs", "2", "--steps", "2"), (40, 20, 20)),
     "small_data_augmentation": (("--epochs", "1", "--steps", "2"), (40, 20, 20)),
-    "five_conv_300": (("--epochs", "1", "--steps", "1", "--precision", "mixed_bfloat16"),
-                      (40, 20, 20)),
+    "five_conv_300": (("--epochs", "1", "--steps", "1"), (40, 20, 20)),
     "small_vgg_in_memory": (("--epochs", "1"), ()),
     "small_data_features": (("--epochs", "2"), (40, 20, 20)),
-    "small_data_fine_tuning": (("--epochs", "1", "--steps", "1", "--precision", "mixed_bfloat16"),
-                               (40, 20, 20)),
+    "small_data_fine_tuning": (("--epochs", "1", "--steps", "1"), (40, 20, 20)),
 }
 RUNS = {name: name for name in TRAINED}  # the runs' names
 RUNS["vgg16_128_transfer"] = "vgg16_128_transfer_cats_and_dogs_small"
@@ -142,7 +140,7 @@ def test_fine_tuning(keras, trained):
     before, after = ({layer.name: layer for layer in keras.models.load_model(
         folder / f"models/small_data_{name}.keras").layers} for name in ("features", "fine_tuning"))
     names = [name for name in before if name.startswith("block") and before[name].weights]
-    assert len(names) == 13 and after["block1_conv1"].dtype_policy.name == "mixed_bfloat16"
+    assert len(names) == 13
     for name in names:
         pairs = zip(before[name].get_weights(), after[name].get_weights(), strict=True)
         changed = any(not np.array_equal(*pair) for pair in pairs)
