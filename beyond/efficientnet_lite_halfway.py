@@ -1,0 +1,168 @@
+"""Weights halfway between the frozen and the fine-tuned network, and an answer "neither".
+
+    python beyond/efficientnet_lite_transfer.py
+    python beyond/efficientnet_lite_fine_tuning.py
+    python beyond/efficientnet_lite_halfway.py
+
+Fine-tuning makes a network better on photos like those that it learns from, and lets it forget what
+it knew of others. This script trains nothing. It takes the networks that the two scripts before it
+have saved, with the same --dataset and --seed, and gives each weight the mean of its two values.
+Cats and dogs only: the old answers of the network for ImageNet's 1,000 classes tell a cat or a dog
+from other things. For other classes this part is left out, and the script says so.
+
+Published test accuracy: none. The method is that of Wortsman and others, Robust fine-tuning of
+zero-shot models, 2021: https://arxiv.org/abs/2109.01903
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # keeps TensorFlow's start-up chatter away
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other libraries, too
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+BREEDS = [*range(151, 269), *range(281, 286)]  # the dogs and the cats of ImageNet's 1,000 classes
+
+
+def average_weights(frozen, tuned):
+    """Give `tuned` the means of its weights and those of `frozen`, a network of the same layers."""
+    means = []
+    for before, after in zip(frozen.get_weights(), tuned.get_weights(), strict=True):
+        means.append((before + after) / 2)
+    tuned.set_weights(means)
+
+
+def define_model(tuned, network):
+    """Return the network that gives P(dog) and two scores of how much a photo looks like a breed.
+
+    Photos (n, size, size, 3), 0 to 255, as `tuned` takes them, in. Out, each (n, 1): P(dog), as
+    `tuned` gives it; the largest of the logits of 123 breeds of dogs and cats; and by how much it
+    exceeds the largest of the logits of ImageNet's 877 other classes. (A logit is the number of
+    which a sigmoid or softmax makes a probability.) `network` is the file that
+    prepare_efficientnet_lite.py made.
+    """
+    lite, *classifier = tuned.layers
+    photos = keras.Input(tuned.input_shape[1:])
+    features = lite(photos)
+    dog = features
+    for layer in classifier:
+        dog = layer(dog)
+    # The old classifier of 1,000 classes still knows what is a pug, a wolf, or a coffee mug.
+    whole = keras.models.load_model(network)
+    imagenet = whole.get_layer("imagenet")
+    if whole.count_params() != lite.count_params() + imagenet.count_params():
+        sys.exit(f"the networks are not made from {network}: name their --network")
+    kernel, bias = imagenet.get_weights()
+    others = [number for number in range(1000) if number not in BREEDS]
+    breed_logits = layers.Dense(len(BREEDS), name="breeds")
+    other_logits = layers.Dense(len(others), name="others")
+    breed = keras.ops.max(breed_logits(features), axis=1, keepdims=True)
+    other = keras.ops.max(other_logits(features), axis=1, keepdims=True)
+    breed_logits.set_weights([kernel[:, BREEDS], bias[BREEDS]])
+    other_logits.set_weights([kernel[:, others], bias[others]])
+    return keras.Model(photos, [dog, breed, breed - other])
+
+
+def add_neither(model, photos):
+    """Return `model` with two outputs, each (n, 1): P(dog), and P(a dog or a cat at all).
+
+    The second is below 0.5 where one of the scores of `model` is so low that few of the training
+    photos have a lower one: 0.75 % a lower largest logit, 0.25 % less distance to other classes.
+    `photos` is the iterator over the training photos. Every fourth batch is enough.
+    """
+    _, breeds, distances = model.predict(photos.shard(4, 0))
+    breed_limit = float(np.percentile(breeds, 0.75))
+    distance_limit = float(np.percentile(distances, 0.25))
+    dog, breed, distance = model.outputs
+    worse = keras.ops.minimum(breed - breed_limit, distance - distance_limit)
+    animal = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", name="animal")(worse)
+    return keras.Model(model.inputs, [dog, animal])
+
+
+def flow_from_directory(directory, size):
+    """Return the iterator over the photos in the two folders of `directory`, one for each class.
+
+    The first folder in alphabetical order is class 0 (cats), the second class 1 (dogs). It yields
+    batches of 64 uint8 photos (n, *size, 3), 0 to 255, and float32 classes (n, 1).
+    """
+    photos = keras.utils.image_dataset_from_directory(
+        directory, label_mode="binary", image_size=size, batch_size=64, shuffle=False,
+        crop_to_aspect_ratio=True)  # of a wide photo the middle, instead of squashing it
+    return photos.map(lambda photos, labels: (tf.cast(tf.round(photos), tf.uint8), labels))
+
+
+def save_model(model, name):
+    """Save `model` as models/`name`.keras, never half of it: a run may be stopped at any moment."""
+    model.save(f"models/{name}.new.keras")
+    os.replace(f"models/{name}.new.keras", f"models/{name}.keras")  # in one go
+
+
+def find_classes(folder):
+    """Return the names of the folders in `folder`, in alphabetical order, without hidden ones."""
+    return sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+
+
+def parse_args():
+    """Return the options of the command line; end with status 2 if one cannot be right."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", type=Path, default="dataset_dogs_vs_cats",
+                        help="a folder that prepare_dataset.py has built (%(default)s)")
+    parser.add_argument("--network", type=Path, default="models/efficientnet_lite1.keras",
+                        help="what prepare_efficientnet_lite.py has made (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1,
+                        help="that of the two runs before (%(default)s)")
+    args = parser.parse_args()
+    if not args.network.exists():
+        parser.error(f"there is no {args.network}: run beyond/prepare_efficientnet_lite.py first")
+    classes = find_classes(args.dataset / "train")
+    if len(classes) != 2 or find_classes(args.dataset / "test") != classes:
+        parser.error(f"{args.dataset} must hold the folders train and test, and in each the same "
+                     "two folders of photos, one for each class: run prepare_dataset.py first")
+    for split in ("train", "test"):
+        for name in classes:
+            if not any((args.dataset / split / name).iterdir()):
+                parser.error(f"there are no photos in {args.dataset / split / name}")
+    return args
+
+
+def run_test_harness():
+    """Average the weights, print the accuracy on the test photos in per cent, save the model."""
+    args = parse_args()
+    ending = ""
+    if args.dataset.absolute().name != "dataset_dogs_vs_cats":
+        ending += f"_{args.dataset.absolute().name}"
+    if args.seed != 1:
+        ending += f"_seed{args.seed}"
+    name = Path(__file__).stem + ending
+    before = f"models/efficientnet_lite_transfer{ending}.keras"
+    after = f"models/efficientnet_lite_fine_tuning{ending}.keras"
+    for file in (before, after):
+        if not os.path.exists(file):
+            sys.exit(f"there is no {file}: run beyond/efficientnet_lite_transfer.py, then "
+                     "beyond/efficientnet_lite_fine_tuning.py, with the same --dataset and --seed")
+    keras.config.set_image_data_format("channels_last")  # (height, width, colours)
+
+    frozen = keras.models.load_model(before)
+    model = keras.models.load_model(after)
+    average_weights(frozen, model)
+    train_it = flow_from_directory(args.dataset / "train", model.input_shape[1:3])
+    test_it = flow_from_directory(args.dataset / "test", model.input_shape[1:3])
+    model.compile(loss="binary_crossentropy", metrics=["accuracy"])
+    _, test_accuracy = model.evaluate(test_it, verbose=0)
+    print(f"> {test_accuracy * 100:.3f}")
+    classes = find_classes(args.dataset / "train")
+    if classes == ["cats", "dogs"]:
+        model = add_neither(define_model(model, args.network), train_it)
+    else:
+        print(f"The classes are {classes[0]} and {classes[1]}, not cats and dogs: the answer "
+              '"neither" is left out.')
+    save_model(model, name)
+
+
+if __name__ == "__main__":
+    run_test_harness()
