@@ -104,11 +104,17 @@ def resize(pixels, count, axis):
 def load_photo(filename, size):
     """Return the photo as the networks take it: float32 (1, height, width, 3), RGB, 0 to 255.
 
-    `size` is (height, width). It is shrunk as in training. Raises OSError where the file cannot be
-    read, ValueError where it is not a photo, or is damaged.
+    `size` is (height, width). As in training, the largest part in the middle that has these
+    proportions is taken and shrunk. Raises OSError where the file cannot be read, ValueError where
+    it is not a photo, or is damaged.
     """
     photo = decode_photo(Path(filename).read_bytes())
     height, width = size
+    part_height = max(1, min(photo.height, photo.width * height // width))
+    part_width = max(1, min(photo.width, photo.height * width // height))
+    top = (photo.height - part_height) // 2
+    left = (photo.width - part_width) // 2
+    photo = photo.crop((left, top, left + part_width, top + part_height))
     pixels = resize(np.asarray(photo), height, axis=0)
     pixels = resize(pixels, width, axis=1)
     return pixels[np.newaxis]
