@@ -109,7 +109,7 @@ def predict_photos(model, directory):
                          "prepare_dataset.py first, or name another data set with --dataset")
     photos = keras.utils.image_dataset_from_directory(
         directory, label_mode="binary", image_size=model.input_shape[1:3], batch_size=64,
-        shuffle=False, crop_to_aspect_ratio=True, verbose=False)
+        shuffle=False, crop_to_aspect_ratio=True, verbose=False)  # the middle, as predict.py
     paths = [Path(path) for path in photos.file_paths]
     classes = np.array([names.index(path.relative_to(directory).parts[0]) for path in paths])
     for number, name in enumerate(names):
