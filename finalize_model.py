@@ -76,7 +76,8 @@ def flow_from_directory(directory):
     batches of 64 float32 photos (n, 224, 224, 3), 0 to 255, and float32 classes (n, 1).
     """
     return keras.utils.image_dataset_from_directory(
-        directory, label_mode="binary", image_size=(224, 224), batch_size=64, shuffle=False)
+        directory, label_mode="binary", image_size=(224, 224), batch_size=64, shuffle=False,
+        crop_to_aspect_ratio=True)  # of a wide photo the middle, instead of squashing it
 
 
 def extract_features(vgg16, photos):

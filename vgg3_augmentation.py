@@ -74,7 +74,8 @@ def flow_from_directory(directory, shuffle):
     """
     # one by one, in order; below they are shuffled and put into batches
     photos = keras.utils.image_dataset_from_directory(
-        directory, label_mode="binary", image_size=(200, 200), batch_size=None, shuffle=False)
+        directory, label_mode="binary", image_size=(200, 200), batch_size=None, shuffle=False,
+        crop_to_aspect_ratio=True)  # of a wide photo the middle, instead of squashing it
     # Resizing gives fractions. As whole numbers, a byte each, all photos fit into memory, 120 kB a
     # photo: they are read once, and later epochs read no files.
     photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label))

@@ -123,9 +123,12 @@ def load_photos(directory, size):
     photos = np.empty((len(paths), size, size, 3), np.uint8)
     for number, path in enumerate(paths):
         image = Image.open(path).convert("RGB")
+        side = min(image.width, image.height)
+        left = (image.width - side) // 2  # of a wide photo the middle, instead of squashing it
+        top = (image.height - side) // 2
+        middle = (left, top, left + side, top + side)
         # bilinear, not antialiased, as TensorFlow resizes in predict.py
-        whole = (0, 0, image.width, image.height)
-        photos[number] = image.transform((size, size), Image.EXTENT, whole, Image.BILINEAR)
+        photos[number] = image.transform((size, size), Image.EXTENT, middle, Image.BILINEAR)
     return photos, np.array(classes)
 
 

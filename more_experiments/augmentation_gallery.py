@@ -83,7 +83,7 @@ def load_photos(paths):
             photo = tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
         except tf.errors.InvalidArgumentError:
             sys.exit(f"{path} is damaged, or not a JPEG, PNG, GIF or BMP")
-        photos.append(tf.image.resize(photo, (SIZE, SIZE)))
+        photos.append(keras.preprocessing.image.smart_resize(photo, (SIZE, SIZE)))
     return np.array(photos)
 
 

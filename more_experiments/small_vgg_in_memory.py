@@ -29,7 +29,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 from keras import layers
-from PIL import Image
+from PIL import Image, ImageOps
 
 EPOCHS = 64  # an epoch: every training photo has been seen once more
 KERAS_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
@@ -102,7 +102,7 @@ def load_dataset(directory, seed):
         classes += [[0], [1]]
     photos = []
     for path in paths:
-        photo = Image.open(path).convert("RGB").resize((150, 150))
+        photo = ImageOps.fit(Image.open(path).convert("RGB"), (150, 150))  # its middle
         photos.append(np.array(photo))
     return paths, np.array(photos), np.array(classes)
 

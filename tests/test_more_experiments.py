@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, assert_refused, command, run_several
-from PIL import Image
+from PIL import Image, ImageOps
 
 MORE = sorted(path.name for path in (ROOT / "more_experiments").glob("*.py"))
 # the scripts that train: the options of a short run, and the photos that they print as found
@@ -175,7 +175,7 @@ def test_in_memory_dataset(small):
     assert [path.parent.name for path in paths] == ["cats", "dogs"] * 40
     assert classes[:, 0].tolist() == [0, 1] * 40 and len(set(paths)) == 80
     with Image.open(paths[7]) as image:
-        expected = np.asarray(image.convert("RGB").resize((150, 150)))
+        expected = np.asarray(ImageOps.fit(image.convert("RGB"), (150, 150)))
     assert photos.shape == (80, 150, 150, 3) and np.array_equal(photos[7], expected)
     assert script.load_dataset(small, 1)[0] == paths != script.load_dataset(small, 2)[0]
 

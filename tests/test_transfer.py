@@ -16,7 +16,7 @@ import numpy as np
 import pillow_heif
 import pytest
 from conftest import ROOT, assert_refused, run, run_several
-from PIL import Image, ImageOps
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -299,32 +299,22 @@ def test_load_image_is_what_training_sees(few, tmp_path):
     assert run("prepare_final_dataset.py", cwd=tmp_path).returncode == 0
     load_image = importlib.import_module("predict").load_image
     paths = sorted((tmp_path / "finalize_dogs_vs_cats").rglob("*.jpg"))
-    # Kept as uint8: rounded.
-    photos = importlib.import_module("beyond.efficientnet_lite_transfer").flow_from_directory(
-        tmp_path / "finalize_dogs_vs_cats", 240)
-    seen = np.concatenate([batch for batch, _ in photos]).astype("float32")
-    assert len(seen) == 20
-    for path, array in zip(paths, seen, strict=True):
-        sample = load_image(path, (240, 240))
-        assert sample.shape == (1, 240, 240, 3) and sample.dtype == np.float32
-        # TensorFlow, in training, decodes a JPEG to slightly other pixels than Pillow
-        assert np.abs(sample[0] - array).mean() <= 2.5, path
-        # as the user has it: what training has seen saved anew differs by its compression
-        anew = path.name[:6] in [f"dog.9{digit}" for digit in (0, 1, 2, 3, 4, 5, 7)]
-        sample = load_image(source / path.name, (240, 240))
-        assert np.abs(sample[0] - array).mean() <= (4 if anew else 2.5), path
-    # The tutorial's networks see the same of a square photo. Of others they see all, squashed.
-    for name in ("cats", "dogs"):
-        (tmp_path / "square" / name).mkdir(parents=True)
-        ImageOps.fit(Image.open(few / f"{name[:3]}.1.jpg"), (150, 150)).save(
-            tmp_path / f"square/{name}/1.png")
+    # The baselines keep photos as uint8: rounded.
     for name, size, options, rounding in (("vgg16_transfer", 224, (), 0),
                                           ("baseline_vgg1", 200, (False,), 0.5)):
-        photos = importlib.import_module(name).flow_from_directory(tmp_path / "square", *options)
-        ((batch, _),) = list(photos)
-        for folder, array in zip(("cats", "dogs"), np.asarray(batch, np.float32), strict=True):
-            sample = load_image(tmp_path / f"square/{folder}/1.png", (size, size))
-            assert np.abs(sample[0] - array).max() <= rounding + 1e-3
+        photos = importlib.import_module(name).flow_from_directory(
+            tmp_path / "finalize_dogs_vs_cats", *options)
+        seen = np.concatenate([batch for batch, _ in photos]).astype("float32")
+        assert len(seen) == 20
+        for path, array in zip(paths, seen, strict=True):
+            sample = load_image(path, (size, size))
+            assert sample.shape == (1, size, size, 3) and sample.dtype == np.float32
+            # TensorFlow, in training, decodes a JPEG to slightly other pixels than Pillow
+            assert np.abs(sample[0] - array).mean() <= rounding + 2, path
+            # as the user has it: what training has seen saved anew differs by its compression
+            anew = path.name[:6] in [f"dog.9{digit}" for digit in (0, 1, 2, 3, 4, 5, 7)]
+            sample = load_image(source / path.name, (size, size))
+            assert np.abs(sample[0] - array).mean() <= (4 if anew else rounding + 2), path
 
 
 def test_bad_models(few, tmp_path):
