@@ -102,7 +102,8 @@ def test_saved_models(keras, trained, small, dataset):
         key = directory, model.input_shape[1:3]
         if key not in photos:
             photos[key] = keras.utils.image_dataset_from_directory(
-                directory, image_size=key[1], label_mode="binary", shuffle=False, verbose=False)
+                directory, image_size=key[1], label_mode="binary", shuffle=False, verbose=False,
+                crop_to_aspect_ratio=True)
         if name == "small_vgg_in_memory":  # it draws the photos to validate on by itself
             assert model.predict(photos[key], verbose=0).shape == (20, 1)
             continue

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import ROOT, assert_refused, run_several
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_augmentation_gallery(tmp_path):
     for name in names:
         assert f"plots/augmentation_{name}.png: " in out
         check_picture(tmp_path / f"plots/augmentation_{name}.png")
-    photo = Image.open(sample / "dog.5.jpg").resize((150, 150), Image.Resampling.BILINEAR)
+    photo = ImageOps.fit(Image.open(sample / "dog.5.jpg"), (150, 150), Image.Resampling.BILINEAR)
     first = np.asarray(photo, dtype=int)
     mirrored = [first, first[:, ::-1], first[::-1], first[::-1, ::-1]]
     for name, count in variants.items():
