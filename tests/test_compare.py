@@ -177,6 +177,21 @@ def test_reference_runs():
             plot.load()
 
 
+def test_try_it():
+    """The outcomes of the changes to try are those of the runs, in the docs and in README."""
+    results = (ROOT / "docs/results.md").read_text()
+    rows = re.findall(r"^\| \[.*\]\(\.\./(plots/reference/try_it/\w+\.csv)\) \| (.*) \|$", results,
+                      re.MULTILINE)
+    assert sorted(ROOT / path for path, _ in rows) == sorted(
+        (ROOT / "plots/reference/try_it").iterdir())
+    readme = (ROOT / "README.md").read_text()
+    for path, row in rows:
+        last = {name: float(value) for name, value in read_rows(ROOT / path)[-1].items()}
+        assert row == (f"{last['accuracy'] * 100:.1f} | {last['val_accuracy'] * 100:.1f} | "
+                       f"{last['val_loss']:.3f}")
+        assert f"{last['val_accuracy'] * 100:.0f} %" in readme
+
+
 def test_readme_tables():
     """The READMEs' accuracies are those of the reference runs, and they show no other."""
     for readme, count in (("README.md", 8), ("more_experiments/README.md", 14)):
