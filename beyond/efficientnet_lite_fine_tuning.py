@@ -240,6 +240,9 @@ def run_test_harness():
 
     classes = find_classes(args.dataset / "train")
     with_breeds = classes == ["cats", "dogs"]
+    if not with_breeds:
+        print(f"The classes are {classes[0]} and {classes[1]}, not cats and dogs: the old answers "
+              "for breeds are left out.")
     lite, model, saved = define_model(start, args.network, with_breeds)
     set_precision(lite, args.precision)
     train_photos = flow_from_directory(args.dataset / "train", model.input_shape[1:3])

@@ -160,6 +160,7 @@ def test_two_other_classes(prepared):
         cwd=prepared)
     trained, tuned, halfway, *answers = [assert_ran(result) for result in results]
     assert all("> 100.000\n" in out for out in (trained, tuned, halfway))
+    assert "ants and bees" in tuned and "breeds are left out" in tuned
     assert "ants and bees" in halfway and '"neither" is left out' in halfway
     for out, name in zip(answers, ("ants", "bees") * 3, strict=True):
         assert re.findall(r": (?:unsure, rather )?(\w+) \(", out) == [name] * 8, out
