@@ -131,6 +131,11 @@ def test_transfer_fine_tuning_halfway(prepared, dataset):
     for out in printed[-3:-1]:
         assert any(word in out for word in answers)
     assert any(word in printed[-1] for word in (*answers, ": neither"))
+    larger, refused = run_several(
+        (TRANSFER, "--dataset", dataset, "--size", "64", "--epochs", "1"), (HALFWAY, *common[:2]),
+        cwd=prepared)
+    assert_ran(larger)
+    assert_refused(refused, "efficientnet_lite_fine_tuning.keras was not made from")
 
 
 @needs_weights

@@ -230,7 +230,7 @@ def test_measured_figures_are_those_of_the_reference_runs():
 def test_readme_quotes_the_scripts():
     """Each diff is that of the two scripts named above it; Python code stands so in a script."""
     readme = (ROOT / "README.md").read_text()
-    diffs = re.findall(r"`diff (\w+)\.py (\w+)\.py`[^`]*```diff\n(.*?)```", readme, re.DOTALL)
+    diffs = re.findall(r"`diff -u (\w+)\.py (\w+)\.py`[^`]*```diff\n(.*?)```", readme, re.DOTALL)
     assert len(diffs) == readme.count("```diff") >= 3
     for first, second, quoted in diffs:
         lines = quoted.splitlines()
