@@ -434,8 +434,9 @@ def main():
     strangers = [path for path in args.output.rglob("*")
                  if path.suffix.lower() in KERAS_SUFFIXES and path not in paths]
     if strangers:
-        raise ValueError(f"{min(strangers)} is not one of these photos: name another folder with "
-                         f"--output, or delete {args.output} if an earlier run has written it")
+        raise ValueError(f"{min(strangers)} is not one of these photos, or belongs into the other "
+                         "split since photos were added: name another folder with --output, or "
+                         f"delete {args.output} if an earlier run has written it")
     copied = copy_photos(photos)
     try:
         check_folders(folders, copied, needed)

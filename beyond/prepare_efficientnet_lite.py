@@ -187,6 +187,7 @@ def main():
         os.replace(f"models/efficientnet_lite{lite}.new.keras", file)  # never half of it
     except OSError as error:
         sys.exit(f"cannot write {file}: {error}")
+    print(f"written: {file}")
 
 
 if __name__ == "__main__":
