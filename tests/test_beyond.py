@@ -369,7 +369,7 @@ def test_weights_reader(tmp_path):
 def test_model_that_ships(tmp_path):
     """In a fresh clone predict.py knows a cat, and that a page of text is no animal."""
     (model,) = (ROOT / "models/reference").glob("*.keras")
-    assert model.stat().st_size <= 20_000_000
+    assert model.stat().st_size <= 22_000_000
     assert (ROOT / "models/reference/LICENSE").exists()
     with zipfile.ZipFile(model) as file:  # entries that Keras 3.12, for Python 3.10, refuses
         assert not re.search(b"input_axes|output_axes|quantization", file.read("config.json"))
