@@ -91,10 +91,10 @@ def list_photos(directory):
 
 
 def read_photo(path, label, weight):
-    """Return the photo in the file `path`, uint8 (200, 200, 3), 0 to 255, and the other two."""
+    """Return the photo in the file `path`, uint8 (200, 200, 3), 0 to 255, with the others."""
     photo = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
     side = tf.minimum(tf.shape(photo)[0], tf.shape(photo)[1])
-    photo = tf.image.resize_with_crop_or_pad(photo, side, side)  # of a wide photo the middle
+    photo = tf.image.resize_with_crop_or_pad(photo, side, side)  # crops: its middle
     photo = tf.image.resize(photo, (200, 200))
     return tf.cast(tf.round(photo), tf.uint8), label, weight
 

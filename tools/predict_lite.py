@@ -104,8 +104,9 @@ def resize(pixels, count, axis):
 def load_photo(filename, size):
     """Return the photo as the networks take it: float32 (1, height, width, 3), RGB, 0 to 255.
 
-    `size` is (height, width). Of a photo of other proportions it is the middle, as in training.
-    Raises OSError where the file cannot be read, ValueError where it is not a photo, or is damaged.
+    `size` is (height, width). The largest part in the middle with these proportions is kept, as of
+    the test photos. Raises OSError where the file cannot be read, ValueError where it is not a
+    photo, or is damaged.
     """
     photo = decode_photo(Path(filename).read_bytes())
     height, width = size
