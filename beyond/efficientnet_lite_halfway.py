@@ -5,12 +5,13 @@
     python beyond/efficientnet_lite_halfway.py
 
 Fine-tuning makes a network better on photos like those that it learns from, and lets it forget what
-it knew of others. This script trains nothing. It takes the networks that the two scripts before it
-have saved, with the same --dataset and --seed, and gives each weight the mean of its two values.
-For cats and dogs the network gets a second answer, "neither": its old answers for ImageNet's 1,000
-classes tell a cat or a dog from other things. For other classes it is left out, and the script says
-so.
-Measured: 99.33 % of the test photos (1 seed), after 99.18 % frozen and 99.30 % fine-tuned.
+it knew of others. This script takes the networks that the two scripts before it have saved, with
+the same --dataset and --seed, and gives each weight the mean of its two values.
+For cats and dogs it asks ImageNet's old classes, too. In other people's photos they know breeds that
+are rare in ours: a new classifier starts from what they say, and learns what they do not know. And
+they give the network a second answer, "neither": they tell a cat or a dog from other things.
+For other classes both are left out, and the script says so.
+Measured: @@ % of the test photos (1 seed), after 99.18 % frozen and 99.30 % fine-tuned.
 
 Published test accuracy: none. The method is that of Wortsman and others, Robust fine-tuning of
 zero-shot models, 2021: https://arxiv.org/abs/2109.01903
@@ -26,9 +27,10 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can calculate with other lib
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
-BREEDS = [*range(151, 269), *range(281, 286)]  # the dogs and the cats of ImageNet's 1,000 classes
+DOGS = list(range(151, 269))  # their breeds, among ImageNet's 1,000 classes
+CATS = list(range(281, 286))
 
 
 def average_weights(frozen, tuned):
@@ -40,51 +42,82 @@ def average_weights(frozen, tuned):
 
 
 def define_model(halfway, network):
-    """Return the network that gives P(dog) and two scores of how much a photo looks like a breed.
+    """Return the network that tells of a photo what the two answers are made of.
 
-    Photos (n, size, size, 3), 0 to 255, as `halfway` takes them, in. Out, each (n, 1): P(dog), as
-    `halfway` gives it; the largest of the logits of 123 breeds of dogs and cats; and by how much it
-    exceeds the largest of the logits of ImageNet's 877 other classes. (A logit is the number of
-    which a sigmoid or softmax makes a probability.) `network` is the file that
-    prepare_efficientnet_lite.py made.
+    Photos (n, size, size, 3), 0 to 255, as `halfway` takes them, in. Out: the features (n, 1280);
+    the evidence for a dog (n, 1), above 0 if ImageNet's breeds say dog; the largest of the logits
+    of these 123 breeds of dogs and cats (n, 1); and by how much it exceeds the largest of the
+    logits of the 877 other classes (n, 1). (A logit is the number of which a sigmoid or softmax
+    makes a probability.) `network` is the file that prepare_efficientnet_lite.py made.
     """
-    lite, *classifier = halfway.layers
+    lite = halfway.layers[0]
     photos = keras.Input(halfway.input_shape[1:])
     features = lite(photos)
-    dog = features
-    for layer in classifier:
-        dog = layer(dog)
     # The old classifier of 1,000 classes still knows what is a pug, a wolf, or a coffee mug.
     whole = keras.models.load_model(network)
     imagenet = whole.get_layer("imagenet")
     if whole.count_params() != lite.count_params() + imagenet.count_params():
         sys.exit(f"the networks are not made from {network}: name their --network")
     kernel, bias = imagenet.get_weights()
-    others = [number for number in range(1000) if number not in BREEDS]
-    breed_logits = layers.Dense(len(BREEDS), name="breeds")
-    other_logits = layers.Dense(len(others), name="others")
-    breed = keras.ops.max(breed_logits(features), axis=1, keepdims=True)
-    other = keras.ops.max(other_logits(features), axis=1, keepdims=True)
-    breed_logits.set_weights([kernel[:, BREEDS], bias[BREEDS]])
-    other_logits.set_weights([kernel[:, others], bias[others]])
-    return keras.Model(photos, [dog, breed, breed - other])
+    others = [number for number in range(1000) if number not in DOGS + CATS]
+    logits = []
+    for name, numbers in (("dogs", DOGS), ("cats", CATS), ("others", others)):
+        part = layers.Dense(len(numbers), name=name)
+        logits.append(part(features))
+        part.set_weights([kernel[:, numbers], bias[numbers]])
+    dogs, cats, others = logits
+    # softmax would give each breed a share of e to the power of its logit. logsumexp is the
+    # logarithm of the sum of these powers, so that this is log(P(a dog) / P(a cat)):
+    evidence = ops.logsumexp(dogs, axis=1, keepdims=True)
+    evidence = evidence - ops.logsumexp(cats, axis=1, keepdims=True)
+    breed = ops.max(ops.concatenate([dogs, cats], axis=1), axis=1, keepdims=True)
+    other = ops.max(others, axis=1, keepdims=True)
+    return keras.Model(photos, [features, evidence, breed, breed - other])
 
 
-def add_neither(model, photos):
-    """Return `model` with two outputs, each (n, 1): P(dog), and a score for a dog or a cat at all.
+def define_classifier():
+    """Return the classifier, and in it the layer that learns.
 
-    Each of the two scores of `model` gets a limit: 0.75 % of the training photos have a lower
-    largest logit, 0.25 % a smaller distance to the other classes. A photo below one of the limits
-    gets less than 0.5: neither a dog nor a cat. `photos` is the iterator over the training photos.
+    Features (n, 1280) and the evidence for a dog (n, 1) in; P(dog) (n, 1) out.
     """
-    if len(photos) >= 40:
-        photos = photos.shard(4, 0)  # of many batches every fourth is enough
-    _, breeds, distances = model.predict(photos)
-    breed_limit = float(np.percentile(breeds, 0.75))
-    distance_limit = float(np.percentile(distances, 0.25))
-    dog, breed, distance = model.outputs
+    features = keras.Input((1280,))
+    evidence = keras.Input((1,))
+    # The evidence passes no dropout: the classifier shall depend on it.
+    inputs = layers.Concatenate()([layers.Dropout(0.2)(features), evidence])
+    unit = layers.Dense(1, activation="sigmoid", name="dog")  # 0: surely a cat, 1: surely a dog
+    classifier = keras.Model([features, evidence], unit(inputs))
+    # At first the evidence alone decides: its weight is 1, that of each feature is 0.
+    weights = np.zeros((1281, 1))
+    weights[-1] = 1
+    unit.set_weights([weights, np.zeros(1)])
+    classifier.compile(  # as in efficientnet_lite_transfer.py
+        optimizer=keras.optimizers.Adam(learning_rate=0.001),
+        # label smoothing: right are 0.01 and 0.99, since some photos are in the wrong folder
+        loss=keras.losses.BinaryCrossentropy(label_smoothing=0.02),
+        metrics=["accuracy"],
+    )
+    return classifier, unit
+
+
+def add_answers(model, train_it):
+    """Return `model` with two answers, each (n, 1): P(dog), and a score for a dog or a cat at all.
+
+    For P(dog) it trains a classifier. For the other answer each of the two scores of `model` gets a
+    limit: 0.75 % of the training photos have a lower largest logit, 0.25 % a smaller distance to
+    the other classes. A photo below one of the limits gets less than 0.5: neither a dog nor a cat.
+    `train_it` is the iterator over the training photos.
+    """
+    features, evidence, breeds, distances = model.predict(train_it)
+    classes = np.concatenate([labels for _, labels in train_it])
+    classifier, unit = define_classifier()
+    classifier.fit([features, evidence], classes, batch_size=64, epochs=10)
+    breed_limit = np.percentile(breeds, 0.75)
+    distance_limit = np.percentile(distances, 0.25)
+
+    features, evidence, breed, distance = model.outputs
+    dog = unit(layers.Concatenate()([features, evidence]))
     # how far both scores are above their limits; below 0 where one of them is not
-    margin = keras.ops.minimum(breed - breed_limit, distance - distance_limit)
+    margin = ops.minimum(breed - float(breed_limit), distance - float(distance_limit))
     # 1 * margin + 0, then the sigmoid: tools/grad_cam.py looks for such a last layer
     animal = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", name="animal")(margin)
     return keras.Model(model.inputs, [dog, animal])
@@ -151,6 +184,7 @@ def run_test_harness():
         if not os.path.exists(file):
             sys.exit(f"there is no {file}: run beyond/efficientnet_lite_transfer.py, then "
                      "beyond/efficientnet_lite_fine_tuning.py, with the same --dataset and --seed")
+    keras.utils.set_random_seed(args.seed)  # the same order of photos in every run
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     model = keras.models.load_model(before)
@@ -160,15 +194,16 @@ def run_test_harness():
     average_weights(model, tuned)
     train_it = flow_from_directory(args.dataset / "train", model.input_shape[1:3])
     test_it = flow_from_directory(args.dataset / "test", model.input_shape[1:3])
-    model.compile(loss="binary_crossentropy", metrics=["accuracy"])
-    _, test_accuracy = model.evaluate(test_it, verbose=0)
-    print(f"> {test_accuracy * 100:.3f}")
     classes = find_classes(args.dataset / "train")
     if classes == ["cats", "dogs"]:
-        model = add_neither(define_model(model, args.network), train_it)
+        model = add_answers(define_model(model, args.network), train_it)
     else:
-        print(f"The classes are {classes[0]} and {classes[1]}, not cats and dogs: the answer "
-              '"neither" is left out.')
+        print(f"The classes are {classes[0]} and {classes[1]}, not cats and dogs: the evidence of "
+              'ImageNet\'s breeds and the answer "neither" are left out.')
+    first_answer = keras.Model(model.inputs, model.outputs[0])  # P(second class)
+    first_answer.compile(loss="binary_crossentropy", metrics=["accuracy"])
+    _, test_accuracy = first_answer.evaluate(test_it, verbose=0)
+    print(f"> {test_accuracy * 100:.3f}")
     save_model(model, name)
 
 

@@ -92,7 +92,7 @@ def test_transfer_fine_tuning_halfway(prepared, dataset):
     assert_refused(results.pop(0), "models/efficientnet_lite_transfer.keras", TRANSFER)
     assert_refused(results.pop(2), "models/efficientnet_lite_fine_tuning.keras", TUNING)
     printed = [assert_ran(result) for result in results]
-    assert [read_epochs(out) for out in printed[:5]] == [[1, 2], [3], [1, 2], [3], []]
+    assert [read_epochs(out) for out in printed[:4]] == [[1, 2], [3], [1, 2], [3]]
     photos, classes = load_script(RESNET).load_photos(dataset / "test", 32)
     for name, out, steps in (("efficientnet_lite_transfer", printed[1], 3 * 3),
                              ("efficientnet_lite_fine_tuning", printed[4], 3 * 2)):
@@ -108,7 +108,7 @@ def test_transfer_fine_tuning_halfway(prepared, dataset):
         assert abs(right - float(rows[-1]["val_accuracy"])) < 0.04  # two of 54: Pillow's rounding
         assert int(model.optimizer.iterations.numpy()) == steps  # the optimizer went on
         assert model.output_shape == (None, 1)
-    # halfway: each weight is the mean of two, and nothing else than P(dog) comes of it
+    # halfway: each weight of the convolutions is the mean of two
     frozen, tuned, halfway = (keras.models.load_model(
         prepared / f"models/efficientnet_lite_{part}.keras")
         for part in ("transfer", "fine_tuning", "halfway"))
@@ -124,9 +124,10 @@ def test_transfer_fine_tuning_halfway(prepared, dataset):
     dog = halfway.predict(photos, verbose=0)[0]
     right = float(re.search("^> (.*)$", printed[5], re.MULTILINE)[1])
     assert abs(((dog > 0.5) == classes).mean() * 100 - right) < 4
-    # all but 1 % of the training photos (of every fourth batch, the first) are an animal
+    # all but 1 % of the training photos are an animal
     photos, _ = load_script(RESNET).load_photos(dataset / "train", 32)
-    assert (halfway.predict(photos[:64], verbose=0)[1] < 0.5).sum() in (1, 2, 3)
+    print(len(photos))
+    assert (halfway.predict(photos, verbose=0)[1] < 0.5).sum() in (1, 2, 3, 4)
     answers = (": cat", ": dog", ": unsure")
     for out in printed[-3:-1]:
         assert any(word in out for word in answers)
@@ -166,7 +167,7 @@ def test_two_other_classes(prepared):
     trained, tuned, halfway, *answers = [assert_ran(result) for result in results]
     assert all("> 100.000\n" in out for out in (trained, tuned, halfway))
     assert "ants and bees" in tuned and "breeds are left out" in tuned
-    assert "ants and bees" in halfway and '"neither" is left out' in halfway
+    assert "ants and bees" in halfway and '"neither" are left out' in halfway
     for out, name in zip(answers, ("ants", "bees") * 3, strict=True):
         assert re.findall(r": (?:unsure, rather )?(\w+) \(", out) == [name] * 8, out
 
