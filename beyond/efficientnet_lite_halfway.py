@@ -7,11 +7,11 @@
 Fine-tuning makes a network better on photos like those that it learns from, and lets it forget what
 it knew of others. This script takes the networks that the two scripts before it have saved, with
 the same --dataset and --seed, and gives each weight the mean of its two values.
-For cats and dogs it asks ImageNet's old classes, too. In other people's photos they know breeds that
-are rare in ours: a new classifier starts from what they say, and learns what they do not know. And
-they give the network a second answer, "neither": they tell a cat or a dog from other things.
+For cats and dogs it asks ImageNet's old classes, too: they know breeds that are rare in our photos.
+A new classifier starts from what they say, and learns what they do not know. And they give the
+network a second answer, "neither": they tell a cat or a dog from other things.
 For other classes both are left out, and the script says so.
-Measured: @@ % of the test photos (1 seed), after 99.18 % frozen and 99.30 % fine-tuned.
+Measured: 99.30 % of the test photos (1 seed), after 99.18 % frozen and 99.30 % fine-tuned.
 
 Published test accuracy: none. The method is that of Wortsman and others, Robust fine-tuning of
 zero-shot models, 2021: https://arxiv.org/abs/2109.01903
@@ -99,20 +99,26 @@ def define_classifier():
     return classifier, unit
 
 
-def add_answers(model, train_it):
+def add_answers(model, old_unit, train_it):
     """Return `model` with two answers, each (n, 1): P(dog), and a score for a dog or a cat at all.
 
-    For P(dog) it trains a classifier. For the other answer each of the two scores of `model` gets a
-    limit: 0.75 % of the training photos have a lower largest logit, 0.25 % a smaller distance to
-    the other classes. A photo below one of the limits gets less than 0.5: neither a dog nor a cat.
+    For P(dog) it trains a classifier, and takes the mean of this and of `old_unit`, the layer that
+    gives P(dog) without the evidence. For the other answer each of the two scores of `model` gets a
+    limit: 0.6 % of the training photos have a lower largest logit, 0.6 % a smaller distance to the
+    other classes. A photo below one of the limits gets less than 0.5: neither a dog nor a cat.
     `train_it` is the iterator over the training photos.
     """
     features, evidence, breeds, distances = model.predict(train_it)
     classes = np.concatenate([labels for _, labels in train_it])
     classifier, unit = define_classifier()
     classifier.fit([features, evidence], classes, batch_size=64, epochs=10)
-    breed_limit = np.percentile(breeds, 0.75)
-    distance_limit = np.percentile(distances, 0.25)
+    # Halfway once more: the old classifier gives the evidence no weight.
+    weights, bias = unit.get_weights()
+    old_weights, old_bias = old_unit.get_weights()
+    old_weights = np.append(old_weights, [[0]], axis=0)
+    unit.set_weights([(weights + old_weights) / 2, (bias + old_bias) / 2])
+    breed_limit = np.percentile(breeds, 0.6)
+    distance_limit = np.percentile(distances, 0.6)
 
     features, evidence, breed, distance = model.outputs
     dog = unit(layers.Concatenate()([features, evidence]))
@@ -196,7 +202,7 @@ def run_test_harness():
     test_it = flow_from_directory(args.dataset / "test", model.input_shape[1:3])
     classes = find_classes(args.dataset / "train")
     if classes == ["cats", "dogs"]:
-        model = add_answers(define_model(model, args.network), train_it)
+        model = add_answers(define_model(model, args.network), model.layers[-1], train_it)
     else:
         print(f"The classes are {classes[0]} and {classes[1]}, not cats and dogs: the evidence of "
               'ImageNet\'s breeds and the answer "neither" are left out.')

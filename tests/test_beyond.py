@@ -126,7 +126,6 @@ def test_transfer_fine_tuning_halfway(prepared, dataset):
     assert abs(((dog > 0.5) == classes).mean() * 100 - right) < 4
     # all but 1 % of the training photos are an animal
     photos, _ = load_script(RESNET).load_photos(dataset / "train", 32)
-    print(len(photos))
     assert (halfway.predict(photos, verbose=0)[1] < 0.5).sum() in (1, 2, 3, 4)
     answers = (": cat", ": dog", ": unsure")
     for out in printed[-3:-1]:

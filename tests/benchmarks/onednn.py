@@ -39,7 +39,7 @@ def measure():
     lite = keras.models.load_model(TOP / "models/reference/efficientnet_lite_halfway.keras")
     print(photos_per_second(
         baseline_vgg3.define_model().train_on_batch, (photos[:, :200, :200], labels)))
-    print(photos_per_second(vgg16.predict_on_batch, (photos[:32, :224, :224],)))
+    print(photos_per_second(vgg16.predict_on_batch, (photos[:8, :224, :224],)))
     print(photos_per_second(lite.predict_on_batch, (photos,)))
 
 
