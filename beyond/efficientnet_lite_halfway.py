@@ -11,7 +11,8 @@ For cats and dogs it asks ImageNet's old classes, too: they know breeds that are
 A new classifier starts from what they say, and learns what they do not know. And they give the
 network a second answer, "neither": they tell a cat or a dog from other things.
 For other classes both are left out, and the script says so.
-Measured: 99.30 % of the test photos (1 seed), after 99.18 % frozen and 99.30 % fine-tuned.
+Measured: 99.30 % of the test photos (1 seed), after 99.18 % frozen, 99.30 % fine-tuned, and 99.33 %
+for the mean alone. The gain is elsewhere: 187 instead of 185 of 190 photos of other people's.
 
 Published test accuracy: none. The method is that of Wortsman and others, Robust fine-tuning of
 zero-shot models, 2021: https://arxiv.org/abs/2109.01903
@@ -42,7 +43,7 @@ def average_weights(frozen, tuned):
 
 
 def define_model(halfway, network):
-    """Return the network that tells of a photo what the two answers are made of.
+    """Return the network that computes what the two answers are made of.
 
     Photos (n, size, size, 3), 0 to 255, as `halfway` takes them, in. Out: the features (n, 1280);
     the evidence for a dog (n, 1), above 0 if ImageNet's breeds say dog; the largest of the logits
@@ -59,15 +60,15 @@ def define_model(halfway, network):
     if whole.count_params() != lite.count_params() + imagenet.count_params():
         sys.exit(f"the networks are not made from {network}: name their --network")
     kernel, bias = imagenet.get_weights()
-    others = [number for number in range(1000) if number not in DOGS + CATS]
+    rest = [number for number in range(1000) if number not in DOGS + CATS]
     logits = []
-    for name, numbers in (("dogs", DOGS), ("cats", CATS), ("others", others)):
+    for name, numbers in (("dogs", DOGS), ("cats", CATS), ("others", rest)):
         part = layers.Dense(len(numbers), name=name)
         logits.append(part(features))
         part.set_weights([kernel[:, numbers], bias[numbers]])
     dogs, cats, others = logits
-    # softmax would give each breed a share of e to the power of its logit. logsumexp is the
-    # logarithm of the sum of these powers, so that this is log(P(a dog) / P(a cat)):
+    # softmax makes P(breed) proportional to e to the power of its logit. logsumexp is the logarithm
+    # of the sum of these powers, so that the difference is log(P(a dog) / P(a cat)).
     evidence = ops.logsumexp(dogs, axis=1, keepdims=True)
     evidence = evidence - ops.logsumexp(cats, axis=1, keepdims=True)
     breed = ops.max(ops.concatenate([dogs, cats], axis=1), axis=1, keepdims=True)
@@ -76,7 +77,7 @@ def define_model(halfway, network):
 
 
 def define_classifier():
-    """Return the classifier, and in it the layer that learns.
+    """Return the classifier, and its only layer that learns.
 
     Features (n, 1280) and the evidence for a dog (n, 1) in; P(dog) (n, 1) out.
     """
@@ -99,30 +100,30 @@ def define_classifier():
     return classifier, unit
 
 
-def add_answers(model, old_unit, train_it):
+def add_answers(model, plain_unit, train_it):
     """Return `model` with two answers, each (n, 1): P(dog), and a score for a dog or a cat at all.
 
-    For P(dog) it trains a classifier, and takes the mean of this and of `old_unit`, the layer that
-    gives P(dog) without the evidence. For the other answer each of the two scores of `model` gets a
-    limit: 0.6 % of the training photos have a lower largest logit, 0.6 % a smaller distance to the
-    other classes. A photo below one of the limits gets less than 0.5: neither a dog nor a cat.
+    For P(dog) it trains a classifier, and takes the mean of it and of `plain_unit`, the layer that
+    gives P(dog) without the evidence. For the other answer the last two outputs of `model` each get
+    a limit: 0.6 % of the training photos have a lower largest logit, 0.6 % a smaller distance to
+    the other classes. A photo below one of the limits gets less than 0.5: neither a dog nor a cat.
     `train_it` is the iterator over the training photos.
     """
-    features, evidence, breeds, distances = model.predict(train_it)
+    train_features, train_evidence, breeds, distances = model.predict(train_it)
     classes = np.concatenate([labels for _, labels in train_it])
     classifier, unit = define_classifier()
-    classifier.fit([features, evidence], classes, batch_size=64, epochs=10)
-    # Halfway once more: the old classifier gives the evidence no weight.
+    classifier.fit([train_features, train_evidence], classes, batch_size=64, epochs=10)
+    # Halfway once more. The plain unit has no weight for the evidence: it gets 0.
     weights, bias = unit.get_weights()
-    old_weights, old_bias = old_unit.get_weights()
-    old_weights = np.append(old_weights, [[0]], axis=0)
-    unit.set_weights([(weights + old_weights) / 2, (bias + old_bias) / 2])
+    plain_weights, plain_bias = plain_unit.get_weights()
+    plain_weights = np.append(plain_weights, [[0]], axis=0)
+    unit.set_weights([(weights + plain_weights) / 2, (bias + plain_bias) / 2])
     breed_limit = np.percentile(breeds, 0.6)
     distance_limit = np.percentile(distances, 0.6)
 
     features, evidence, breed, distance = model.outputs
     dog = unit(layers.Concatenate()([features, evidence]))
-    # how far both scores are above their limits; below 0 where one of them is not
+    # how far the one that is nearer to its limit is above it; below 0 where one of them is not
     margin = ops.minimum(breed - float(breed_limit), distance - float(distance_limit))
     # 1 * margin + 0, then the sigmoid: tools/grad_cam.py looks for such a last layer
     animal = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", name="animal")(margin)
@@ -176,7 +177,7 @@ def parse_args():
 
 
 def run_test_harness():
-    """Average the weights, print the accuracy on the test photos in per cent, save the model."""
+    """Average the weights, add the answers, print the test accuracy in per cent, save the model."""
     args = parse_args()
     ending = ""
     if args.dataset.absolute().name != "dataset_dogs_vs_cats":
