@@ -71,7 +71,8 @@ def define_model(halfway, network):
     # of the sum of these powers, so that the difference is log(P(a dog) / P(a cat)).
     evidence = ops.logsumexp(dogs, axis=1, keepdims=True)
     evidence = evidence - ops.logsumexp(cats, axis=1, keepdims=True)
-    breed = ops.max(ops.concatenate([dogs, cats], axis=1), axis=1, keepdims=True)
+    breeds = ops.concatenate([dogs, cats], axis=1)
+    breed = ops.max(breeds, axis=1, keepdims=True)
     other = ops.max(others, axis=1, keepdims=True)
     return keras.Model(photos, [features, evidence, breed, breed - other])
 
@@ -84,7 +85,8 @@ def define_classifier():
     features = keras.Input((1280,))
     evidence = keras.Input((1,))
     # The evidence passes no dropout: the classifier shall depend on it.
-    inputs = layers.Concatenate()([layers.Dropout(0.2)(features), evidence])
+    some_features = layers.Dropout(0.2)(features)
+    inputs = layers.Concatenate()([some_features, evidence])
     unit = layers.Dense(1, activation="sigmoid", name="dog")  # 0: surely a cat, 1: surely a dog
     classifier = keras.Model([features, evidence], unit(inputs))
     # At first the evidence alone decides: its weight is 1, that of each feature is 0.
@@ -122,11 +124,13 @@ def add_answers(model, plain_unit, train_it):
     distance_limit = np.percentile(distances, 0.6)
 
     features, evidence, breed, distance = model.outputs
-    dog = unit(layers.Concatenate()([features, evidence]))
+    inputs = layers.Concatenate()([features, evidence])
+    dog = unit(inputs)
     # how far the one that is nearer to its limit is above it; below 0 where one of them is not
     margin = ops.minimum(breed - float(breed_limit), distance - float(distance_limit))
     # 1 * margin + 0, then the sigmoid: tools/grad_cam.py looks for such a last layer
-    animal = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", name="animal")(margin)
+    last = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", name="animal")
+    animal = last(margin)
     return keras.Model(model.inputs, [dog, animal])
 
 
