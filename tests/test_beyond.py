@@ -121,6 +121,10 @@ def test_transfer_fine_tuning_halfway(prepared, dataset):
         assert np.allclose(middle, (first + last) / 2, atol=1e-7)
         moved += not np.array_equal(first, last)
     assert moved == 2  # the first stages have not learnt
+    # its classifier: the mean of one that starts from the evidence, with weight 1, and one without
+    weights, _ = halfway.get_layer("dog").get_weights()
+    assert weights.shape == (1281, 1) and 0.4 < weights[-1, 0] < 0.6
+    assert weights[:-1].any()
     test_it = load_script(HALFWAY).flow_from_directory(dataset / "test", (32, 32))
     dog = halfway.predict(test_it, verbose=0)[0]
     right = ((dog > 0.5) == np.concatenate([labels for _, labels in test_it])).mean()
