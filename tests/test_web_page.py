@@ -22,8 +22,8 @@ from PIL import Image
 
 PAGE, CHELSEA = "tools/web_page.py", ROOT / "sample/chelsea.jpg"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-if not importlib.util.find_spec("gradio"):
-    pytest.skip("pip install -r tools/requirements.txt", allow_module_level=True)
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("gradio"),
+                                reason="pip install -r tools/requirements.txt")
 needs_browser = pytest.mark.skipif(
     not BROWSER or not importlib.util.find_spec("playwright"),
     reason="apt install chromium, and pip install playwright")
