@@ -2,10 +2,10 @@
 
     python baseline_vgg1.py
 
-Measured: 71.7 ± 1.1 % of the test photos (3 seeds, 20 epochs). It learns slowly at first; from the
-13th epoch on it gets better on the training photos than on the test photos, which it never learns
-from: the two curves part. All other experiments are compared with it. What the next one adds:
-diff baseline_vgg1.py baseline_vgg2.py
+Measured: 71.7 ± 1.1 % of the test photos (3 seeds, 20 epochs). It learns slowly at first; then it
+gets better on the training photos than on the test photos, which it never learns from: the two
+curves part, with seed 1 from the 13th epoch on. All other experiments are compared with it.
+What the next one adds: diff baseline_vgg1.py baseline_vgg2.py
 
 Published test accuracy: 72.331 % after 20 epochs (Jason Brownlee, 2019)
 https://machinelearningmastery.com/how-to-develop-a-convolutional-neural-network-to-classify-photos-of-dogs-and-cats/

@@ -139,7 +139,7 @@ def parse_args():
     if args.weights != "imagenet" and not os.path.exists(args.weights):
         parser.error(f"there is no file {args.weights}")
     classes = find_classes(args.dataset)
-    if len(classes) != 2:
+    if len(classes) != 2 or classes == ["test", "train"]:
         parser.error(f"{args.dataset} must hold two folders of photos, one for each class: "
                      "run prepare_final_dataset.py first")
     for name in classes:

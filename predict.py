@@ -130,7 +130,7 @@ def load_model(filename):
     and ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
     """
     if not Path(filename).exists():
-        raise FileNotFoundError(f"there is no model {filename}")
+        raise FileNotFoundError(f"there is no model {filename}: has the script run that saves it?")
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
         takes = model.input_shape
@@ -149,7 +149,7 @@ def load_model(filename):
     takes_photos = len(takes) == 4 and None not in takes[1:] and takes[3] == 3
     if not takes_photos or gives not in ([(None, 1)], [(None, 1), (None, 1)]):
         raise ValueError(f"cannot use the model {filename}: it takes {takes} and gives "
-                         f"{model.output_shape}")
+                         f"{model.output_shape}, instead of (None, height, width, 3) and (None, 1)")
     return model
 
 

@@ -426,6 +426,9 @@ def main():
         photos.append((args.output / split / label / file, name, read))
     paths = {path for path, _, _ in photos}
     classes = sorted({path.parent.name for path in paths})
+    if classes != ["cats", "dogs"] and args.output.name == "dataset_dogs_vs_cats":
+        raise ValueError(f"these are photos of {classes[0]} and {classes[1]}: name with "
+                         "--output the folder to build")
     folders = [args.output / split / label for split in ("test", "train") for label in classes]
     # So many that hardly any draw leaves the smaller split without one: 20 for a quarter.
     needed = math.ceil(5 / min(args.test_ratio, 1 - args.test_ratio))

@@ -405,6 +405,9 @@ def main():
         photos.append((args.output / label / file, name, read))
     paths = {path for path, _, _ in photos}
     classes = sorted({path.parent.name for path in paths})
+    if classes != ["cats", "dogs"] and args.output.name == "finalize_dogs_vs_cats":
+        raise ValueError(f"these are photos of {classes[0]} and {classes[1]}: name with "
+                         "--output the folder to build")
     folders = [args.output / label for label in classes]
     needed = 1
     check_folders(folders, paths, needed)

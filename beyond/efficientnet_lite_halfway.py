@@ -12,7 +12,8 @@ A new classifier starts from what they say, and learns what they do not know. An
 network a second answer, "neither": they tell a cat or a dog from other things.
 For other classes both are left out, and the script says so.
 Measured: 99.30 % of the test photos (1 seed), after 99.18 % frozen, 99.30 % fine-tuned, and 99.33 %
-for the mean alone. The gain is elsewhere: 187 instead of 185 of 190 photos of other people's.
+for the mean alone. The gain is elsewhere: of 190 photos of other people's 187 are right, after 185
+for the mean alone. Of 134 other animals it calls 19 a cat or a dog.
 
 Published test accuracy: none. The method is that of Wortsman and others, Robust fine-tuning of
 zero-shot models, 2021: https://arxiv.org/abs/2109.01903
@@ -206,8 +207,10 @@ def run_test_harness():
     train_it = flow_from_directory(args.dataset / "train", model.input_shape[1:3])
     test_it = flow_from_directory(args.dataset / "test", model.input_shape[1:3])
     classes = find_classes(args.dataset / "train")
-    if classes == ["cats", "dogs"]:
-        model = add_answers(define_model(model, args.network), model.layers[-1], train_it)
+    if [name.lower() for name in classes] in (["cats", "dogs"], ["cat", "dog"]):
+        plain_unit = model.layers[-1]
+        model = define_model(model, args.network)
+        model = add_answers(model, plain_unit, train_it)
     else:
         print(f"The classes are {classes[0]} and {classes[1]}, not cats and dogs: the evidence of "
               'ImageNet\'s breeds and the answer "neither" are left out.')

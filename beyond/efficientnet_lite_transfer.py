@@ -13,7 +13,7 @@ fall together: the 1,281 weights of one unit are too few to memorize 18,697 phot
 your own they can memorize: look at the curves.
 
 Published test accuracy: none, since no tutorial has this network. VGG-16, whose convolutions alone
-have four times as many weights, has 97.636 % in the tutorial (Jason Brownlee, 2019), here in
+have 3.6 times as many weights, has 97.636 % in the tutorial (Jason Brownlee, 2019), here in
 vgg16_transfer.py
 https://machinelearningmastery.com/how-to-develop-a-convolutional-neural-network-to-classify-photos-of-dogs-and-cats/
 """

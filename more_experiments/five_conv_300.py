@@ -4,7 +4,7 @@
     python more_experiments/five_conv_300.py
 
 Measured: 78.1 ± 0.2 % of the validation photos (2 seeds, 70 epochs), 91.6 and 93.4 % in training.
-From the 40th epoch on the two curves part: the validation accuracy hardly rises any more, and the
+From the 41st epoch on the two curves part: the validation accuracy hardly rises any more, and the
 validation loss rises. plots/five_conv_300_loss_accuracy.png shows it in another way: it draws
 accuracy against loss, a point for each epoch.
 

@@ -420,6 +420,7 @@ def test_bad_input(few, dataset, tmp_path):
         ((), "train", "--download"),
         (("--download",), "download.microsoft.com"),
         (("nowhere",), "nowhere"),
+        (("six",), "photos of ants and bees", "--output"),
         (("three", "--output", "out"), "found 3 (ants, bees, wasps)"),
         (("pointers", "--output", "out"), "out", "no photo", "at least"),
         (("encrypted.zip",), "dogs-vs-cats/train.zip", "encrypted"),
@@ -452,11 +453,12 @@ def test_bad_input(few, dataset, tmp_path):
     env = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path)}
     results = run_several(*((script, *case[0]) for script in scripts for case in cases),
                           ("prepare_dataset.py", "six", "--output", "out"),
-                          ("prepare_final_dataset.py", "six"), cwd=tmp_path, env=env)
+                          ("prepare_final_dataset.py", "six", "--output", "all_six"),
+                          cwd=tmp_path, env=env)
     for result, case in zip(results, cases * 2, strict=False):
         assert_refused(result, *case[1:])
     assert_refused(results[-2], "no photo", "out/test/bees", "at least 20")
-    assert results[-1][0] == 0 and len(tree(tmp_path / "finalize_dogs_vs_cats")) == 6
+    assert results[-1][0] == 0 and len(tree(tmp_path / "all_six")) == 6
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
     assert tree(tmp_path / "sample") == before
     assert [path.name for path in (tmp_path / "strange").iterdir()] == ["mine.jpg"]

@@ -114,7 +114,7 @@ def test_copies_of_formats():
     ("baseline_vgg1", "baseline_vgg2", 3), ("baseline_vgg2", "baseline_vgg3", 3),
     ("baseline_vgg3", "vgg3_dropout", 6), ("baseline_vgg3", "vgg3_augmentation", 6),
     ("baseline_vgg3", "vgg16_transfer", 155), ("vgg16_transfer", "finalize_model", 110),
-    ("prepare_dataset", "prepare_final_dataset", 45),
+    ("prepare_dataset", "prepare_final_dataset", 46),
     ("vgg3_augmentation", "beyond/many_devices", 150),
     ("more_experiments/small_data_cnn", "more_experiments/small_data_augmentation", 20),
     ("more_experiments/small_data_cnn", "more_experiments/five_conv_300", 65),
@@ -249,6 +249,14 @@ def test_readme_names_all_scripts_of_the_top_level():
     readme = (ROOT / "README.md").read_text()
     for path in ROOT.glob("*.py"):
         assert path.name in readme
+
+
+def test_recipe_for_own_photos():
+    """Its commands are the same in README and where one looks them up."""
+    readme, options = ((ROOT / name).read_text() for name in ("README.md", "docs/options.md"))
+    blocks = re.findall(r"(?:^    .+\n)+", readme, re.MULTILINE)
+    (recipe,) = [block for block in blocks if "prepare_dataset.py my_photos" in block]
+    assert recipe in options
 
 
 def test_commands_of_the_readmes():

@@ -148,7 +148,8 @@ def test_bad_weights(final, weights, tmp_path):
     results = run_several(
         transfer, finalize,
         (*transfer, "--weights", "nowhere.h5"), (*finalize, "--weights", "nowhere.h5"),
-        ("vgg16_transfer.py",), ("finalize_model.py",), (*finalize, "--epochs", "0"),
+        ("vgg16_transfer.py",), ("finalize_model.py",), ("finalize_model.py", "--dataset", "split"),
+        (*finalize, "--epochs", "0"),
         (*transfer, "--weights", "text.weights.h5"), (*finalize, "--weights", "other.weights.h5"),
         cwd=tmp_path, env=offline)
     for code, _, err in results[:2]:  # no network: the two commands that bring them with pip
@@ -159,12 +160,14 @@ def test_bad_weights(final, weights, tmp_path):
         assert "--weights models/vgg16.weights.h5" in err
         for file in ("beyond/requirements_vgg16.txt", "beyond/prepare_vgg16.py"):
             assert (ROOT / file).exists()
-    for result, words in zip(results[2:7], (
+    for result, words in zip(results[2:8], (
             ("nowhere.h5",), ("nowhere.h5",), ("dataset_dogs_vs_cats", "run prepare_dataset.py"),
-            ("finalize_dogs_vs_cats", "run prepare_final_dataset.py"), ("--epochs",)), strict=True):
+            ("finalize_dogs_vs_cats", "run prepare_final_dataset.py"),
+            ("split must hold two folders of photos, one for each class",), ("--epochs",)),
+            strict=True):
         assert result[0] == 2
         assert_refused(result, *words)
-    for code, _, err in results[7:]:  # Keras's own error, at the line that loads them
+    for code, _, err in results[8:]:  # Keras's own error, at the line that loads them
         assert code == 1 and "VGG16(include_top=False, weights=weights)" in err
     assert not (tmp_path / "final_model.h5").exists()
 

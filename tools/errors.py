@@ -24,6 +24,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
+from PIL import ImageOps
 
 TOP = Path(__file__).resolve().parent.parent  # the repository's folder
 
@@ -58,7 +59,7 @@ def load_model(filename):
     and ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
     """
     if not Path(filename).exists():
-        raise FileNotFoundError(f"there is no model {filename}")
+        raise FileNotFoundError(f"there is no model {filename}: has the script run that saves it?")
     try:
         model = keras.models.load_model(filename, compile=False, safe_mode=True)
         takes = model.input_shape
@@ -77,7 +78,7 @@ def load_model(filename):
     takes_photos = len(takes) == 4 and None not in takes[1:] and takes[3] == 3
     if not takes_photos or gives not in ([(None, 1)], [(None, 1), (None, 1)]):
         raise ValueError(f"cannot use the model {filename}: it takes {takes} and gives "
-                         f"{model.output_shape}")
+                         f"{model.output_shape}, instead of (None, height, width, 3) and (None, 1)")
     return model
 
 
@@ -197,7 +198,9 @@ def plot_errors(paths, names, second, filename):
         else:
             called, probability = names[0], 1 - second[number]
         axes = figure.add_subplot(rows, columns, number + 1)
-        axes.imshow(keras.utils.load_img(path))
+        photo = keras.utils.load_img(path)
+        side = min(photo.size)
+        axes.imshow(ImageOps.fit(photo, (side, side)))  # its middle: what the network sees
         axes.axis("off")
         answer = f"{path.parent.name}, called {called} {probability * 100:.1f} %"
         axes.set_title(f"{path.name}\n{answer}", fontsize=9, parse_math=False)

@@ -3,8 +3,8 @@
     pip install -r tools/requirements_lite.txt
     python tools/predict_lite.py my_photo.jpg my_folder
 
-It needs only LiteRT, NumPy and Pillow, and a .tflite file, as tools/export_model.py makes of any
-model; without --model it is the one that ships in models/reference/.
+It needs only LiteRT, NumPy, Pillow and pillow-heif, and a .tflite file, as tools/export_model.py
+makes of any model; without --model it is the one that ships in models/reference/.
 """
 
 import argparse
