@@ -72,7 +72,8 @@ def define_model(steps):
         for _ in range(blocks):
             # residual block: its convolution learns what to add to its input. That may be nothing,
             # so that more blocks do no harm (after He and others, 2015).
-            x = layers.Add()([x, convolve(x, filters)])
+            to_add = convolve(x, filters)
+            x = layers.Add()([x, to_add])
     # The mean of each of the 512 filters over the whole photo, whatever its size: no Flatten(), and
     # no dense layer of millions of weights after it.
     x = layers.GlobalAveragePooling2D()(x)
@@ -122,7 +123,8 @@ def load_photos(directory, size):
     paths, classes = list_photos(directory)
     photos = np.empty((len(paths), size, size, 3), np.uint8)
     for number, path in enumerate(paths):
-        image = Image.open(path).convert("RGB")
+        image = Image.open(path)
+        image = image.convert("RGB")
         side = min(image.width, image.height)
         left = (image.width - side) // 2  # of a wide photo the middle, instead of squashing it
         top = (image.height - side) // 2
@@ -279,6 +281,8 @@ def run_test_harness():
     if args.resume:
         model.optimizer.build(model.trainable_variables)  # its momentum is in the file, too
         model.load_weights(f"models/{name}.keras")  # and how many steps are done: hence the rate
+    # after each epoch: save the network, then add a row to the history
+    save = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: save_model(model, name))
     try:
         first = 0  # the epoch with which a size begins, and below: with which the next one does
         for size, part in SIZES:
@@ -286,14 +290,10 @@ def run_test_harness():
             start = max(first, epochs_done)
             if start < last:
                 crops = RandomCrops(photos, classes, size, args.seed, epochs_done=start - first)
+                log = keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=start > 0)
                 network.fit(
                     crops, validation_data=(test_photos, test_classes), validation_batch_size=128,
-                    initial_epoch=start, epochs=last,
-                    callbacks=[  # after each epoch: save the network, then add a row to the history
-                        keras.callbacks.LambdaCallback(
-                            on_epoch_end=lambda epoch, logs: save_model(model, name)),
-                        keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=start > 0),
-                    ])
+                    initial_epoch=start, epochs=last, callbacks=[save, log])
             first = last
     except KeyboardInterrupt:
         sys.exit("\nstopped: --resume goes on after the last whole epoch")
