@@ -74,7 +74,7 @@ def define_model(start, network, with_breeds):
 
 
 def set_precision(lite, precision):
-    """Let the convolutions of `lite` calculate in `precision`; all else is float32."""
+    """Let `lite` calculate in `precision`, but for depthwise convolutions that learn: float32."""
     for layer in lite.layers:
         if layer.name.startswith(("stem", "stage", "top")):
             layer.dtype_policy = precision

@@ -91,7 +91,7 @@ def extract_features(lite, photos):
 
 
 def set_precision(lite, precision):
-    """Let the convolutions of `lite` calculate in `precision`; all else is float32."""
+    """Let `lite` calculate in `precision`, but for its first and last layer, which stay float32."""
     for layer in lite.layers:
         if layer.name.startswith(("stem", "stage", "top")):
             layer.dtype_policy = precision

@@ -110,7 +110,7 @@ def read_weights(path):
 def define_model(lite):
     """Return the network Lite`lite`, 0, 1 or 2, with random weights."""
     photos = keras.Input((None, None, 3))
-    x = layers.Rescaling(1 / 128, offset=-127 / 128)(photos)  # 0 to 255 becomes -1 to 1
+    x = layers.Rescaling(1 / 128, offset=-127 / 128)(photos)  # 0 to 255: about -1 to 1
     x = layers.Conv2D(32, 3, 2, padding="same", activation="relu6", name="stem")(x)
     for stage, (repeats, kernel, stride, expansion, filters) in enumerate(STAGES, start=1):
         filters = int(filters * WIDTHS[lite] + 4) // 8 * 8  # the nearest multiple of 8

@@ -139,7 +139,8 @@ class RandomCrops(keras.utils.PyDataset):
 
     Yields uint8 crops (128, size, size, 3) and classes (128, 1) (after Szegedy and others, 2014).
     The random numbers are made from `seed`, size, epoch and batch: a run that is resumed sees the
-    same crops as one that was never stopped. `epochs_done` counts those of this size.
+    same batches of crops as one that was never stopped, but in another order, since fit() shuffles
+    them once more. `epochs_done` counts the epochs of this size.
     """
 
     def __init__(self, photos, classes, size, seed, epochs_done=0):

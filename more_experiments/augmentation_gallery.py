@@ -29,7 +29,7 @@ import tensorflow as tf
 from keras import layers
 
 SIZE = 150
-ZCA_SIZE = 32  # the covariance of 150x150x3 values would take 18 GB
+ZCA_SIZE = 32  # pixels, so that the decomposition in whiten() is quick
 KERAS_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what Keras takes for a photo
 
 
@@ -42,7 +42,7 @@ def define_augmentations():
     rotation = layers.RandomRotation(90 / 360, fill_mode="nearest")  # in full turns
     shifts = layers.RandomTranslation(0.2, 0.2, fill_mode="nearest")  # of the height, of the width
     shear = layers.RandomShear((0, 0.4), (0, 0.4), fill_mode="nearest")  # sideways, up and down
-    # two layers, since one for both directions always flips both ways at once
+    # two layers, since one for both directions flips both ways or not at all
     flips = keras.Sequential([layers.RandomFlip("horizontal"), layers.RandomFlip("vertical")])
     zoom = layers.RandomZoom(0.3, fill_mode="nearest")
     # section 6.6, and small_data_augmentation.py; the shear is 0.2 radians there, 20 %

@@ -24,6 +24,7 @@ def define_mlp():
     x = layers.Dense(512, activation="relu", name="hidden1")(pixels)  # called on the pixels ...
     x = layers.Dense(216, activation="relu", name="hidden2")(x)  # ... called on hidden1's output
     x = layers.Dense(128, activation="relu", name="hidden3")(x)
+    # softmax: ten probabilities, which add up to 1
     output = layers.Dense(10, activation="softmax", name="output")(x)
     return keras.Model(pixels, output, name="mlp")  # all that lies between the two
 
@@ -81,7 +82,7 @@ def define_shared_extractor():
 
 
 def define_two_inputs():
-    """Return the network of two pictures, grey (n, 64, 64, 1) and RGB (n, 32, 32, 3)."""
+    """Return the network of grey (n, 64, 64, 1) and RGB pictures (n, 32, 32, 3): (n, 10) out."""
     grey = keras.Input((64, 64, 1), name="img_gray_bigsize")
     x = layers.Conv2D(32, 4, activation="relu", name="conv11")(grey)
     x = layers.MaxPooling2D(name="pool11")(x)
