@@ -243,9 +243,8 @@ def watch_last_map(model):
 
 
 def grad_cam(model, last_map, photo):
-    """Return the model's probabilities, a list of one or two, and the heat map.
+    """Return the model's probabilities, a list of one or two, and the heat map for its answer.
 
-    The map is for the likelier of the two classes, also where the answer is "neither".
     `photo` is (1, height, width, 3), 0 to 255. The heat (rows, columns), of the size of the last
     feature map, is 0 where nothing speaks for the answer, to 1 where most does.
     """
