@@ -80,7 +80,7 @@ class WeightsReader(pickle.Unpickler):
 
     def persistent_load(self, saved):
         """Return the flat array for a storage that the pickle refers to."""
-        _, dtype, key, _, count, _ = saved
+        dtype, key, count = saved[1], saved[2], saved[4]
         if key not in self.storages:
             self.storages[key] = np.empty(count, dtype)
         return self.storages[key]
@@ -94,39 +94,54 @@ def read_weights(path):
     storages = {}
     try:
         with open(path, "rb") as file:
-            for _ in range(3):  # a magic number, the format's version, the machine's sizes of types
-                WeightsReader(file, storages).load()
-            tensors = WeightsReader(file, storages).load()  # of storages that follow below
+            # Five pickles, one after the other, then the values of the storages as they are.
+            WeightsReader(file, storages).load()  # a number by which the format is recognized
+            WeightsReader(file, storages).load()  # the format's version
+            WeightsReader(file, storages).load()  # how many bytes the machine's types have
+            tensors = WeightsReader(file, storages).load()  # their values come below
             keys = WeightsReader(file, storages).load()
             for key in keys:
+                storage = storages[key]
                 file.read(8)  # how many values there are, which is known already
-                values = file.read(storages[key].nbytes)
-                storages[key][:] = np.frombuffer(values, storages[key].dtype)
+                values = file.read(storage.nbytes)
+                storage[:] = np.frombuffer(values, storage.dtype)  # the tensors are views of it
         return dict(tensors)
     except Exception as error:  # noqa: BLE001, a bad pickle raises all sorts
         raise ValueError(f"no weights in {path}: {error}") from None
 
 
 def define_model(lite):
-    """Return the network Lite`lite`, 0, 1 or 2, with random weights."""
+    """Return the network Lite`lite`, 0, 1 or 2, with random weights.
+
+    Photos (n, height, width, 3), 0 to 255, in; the probabilities of the classes (n, 1000) out.
+    """
     photos = keras.Input((None, None, 3))
     x = layers.Rescaling(1 / 128, offset=-127 / 128)(photos)  # 0 to 255: about -1 to 1
-    x = layers.Conv2D(32, 3, 2, padding="same", activation="relu6", name="stem")(x)
-    for stage, (repeats, kernel, stride, expansion, filters) in enumerate(STAGES, start=1):
+    # relu6: below 0 it gives 0, above 6 it gives 6. Numbers in so small a range survive 8 bits.
+    x = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu6", name="stem")(x)
+    for stage, (repeats, kernel, first_stride, expansion, filters) in enumerate(STAGES, start=1):
         filters = int(filters * WIDTHS[lite] + 4) // 8 * 8  # the nearest multiple of 8
         if repeats > 1:
             repeats = math.ceil(repeats * DEPTHS[lite])
         for repeat in range(repeats):
+            # A block is a convolution in three parts, with fewer weights than a whole one:
             name = f"stage{stage}_{repeat}"
             y = x
+            # 1. expansion: in each place by itself six times as many channels are computed
             if expansion > 1:
-                y = layers.Conv2D(expansion * x.shape[-1], 1, activation="relu6",
-                                  name=f"{name}_expansion")(y)
-            if repeat > 0:
-                stride = 1  # only the first block of a stage makes the map smaller
-            y = layers.DepthwiseConv2D(kernel, stride, padding="same", activation="relu6",
+                channels = expansion * x.shape[-1]
+                y = layers.Conv2D(channels, 1, activation="relu6", name=f"{name}_expansion")(y)
+            # 2. depthwise convolution: each channel has a filter of its own, and is not mixed
+            # with others. Only the first block of a stage makes the map smaller.
+            if repeat == 0:
+                stride = first_stride
+            else:
+                stride = 1
+            y = layers.DepthwiseConv2D(kernel, strides=stride, padding="same", activation="relu6",
                                        name=f"{name}_depthwise")(y)
+            # 3. projection: again in each place, the channels are mixed into few
             y = layers.Conv2D(filters, 1, name=f"{name}_projection")(y)
+            # Where the shape stays the same, the block only learns what is to be added to x.
             if repeat > 0:
                 y = layers.Add(name=f"{name}_sum")([x, y])
             x = y
@@ -140,22 +155,32 @@ def set_weights(model, tensors):
     """Give `model` the weights in `tensors`, {name: array} in the order of its layers.
 
     Batch normalization is folded into the convolution before it: fewer layers, and no statistics
-    that training could change. Raises ValueError where the arrays are those of another network.
+    that training could change. Of a convolution's output it makes
+    (output - mean) / sqrt(variance + 0.001) * gamma + beta. With scale = gamma / sqrt(variance +
+    0.001) that is output * scale + (beta - mean * scale): the same convolution with its kernel
+    times scale, and beta - mean * scale as its bias.
+    Raises ValueError where the arrays are those of another network.
     """
     arrays = []
     for name, array in tensors.items():
         if not name.endswith("batches_tracked"):  # a count that only PyTorch's training needs
             arrays.append(array)
-    *convolutions, dense = [layer for layer in model.layers if layer.weights]
+    with_weights = [layer for layer in model.layers if layer.weights]
+    convolutions = with_weights[:-1]
+    dense = with_weights[-1]
+    # Each convolution has five arrays, the last layer two.
     if len(arrays) != 5 * len(convolutions) + 2:
         raise ValueError("these are the weights of another network")
     for number, layer in enumerate(convolutions):
         kernel, gamma, beta, mean, variance = arrays[5 * number:5 * number + 5]
-        scale = gamma / np.sqrt(variance + 1e-3)
-        kernel = kernel * scale[:, None, None, None]
+        scale = gamma / np.sqrt(variance + 0.001)
         # PyTorch: (filters, channels, height, width), Keras: (height, width, channels, filters)
         kernel = kernel.transpose(2, 3, 1, 0)
-        layer.set_weights([kernel.reshape(layer.kernel.shape), beta - mean * scale])
+        kernel = kernel * scale  # each filter, the last axis, with its own scale
+        # A depthwise kernel is (height, width, 1, filters) then; Keras has its last two swapped.
+        kernel = kernel.reshape(layer.kernel.shape)
+        bias = beta - mean * scale
+        layer.set_weights([kernel, bias])
     kernel, bias = arrays[-2:]
     dense.set_weights([kernel.T, bias])
 
