@@ -33,23 +33,27 @@ import tensorflow as tf
 from keras import layers
 
 EPOCHS = 3  # an epoch: every training photo has been seen once more
-BREEDS = [*range(151, 269), *range(281, 286)]  # the dogs and the cats of ImageNet's 1,000 classes
+DOGS = list(range(151, 269))  # their breeds, among ImageNet's 1,000 classes
+CATS = list(range(281, 286))
+BREEDS = DOGS + CATS
 
 
 def define_model(start, network, with_breeds):
     """Return EfficientNet-Lite, the network that is trained, and the network that is saved.
 
     They share their layers, and take photos (n, size, size, 3), 0 to 255, as the model in the file
-    `start` does. What is saved gives P(second class) (n, 1). So does what is trained; with breeds
-    beside it the logits of 123 breeds of cats and dogs, (n, 124). `network` is the file that
-    prepare_efficientnet_lite.py made. (A logit is the number of which a sigmoid or softmax makes a
-    probability.)
+    `start` does. What is saved gives P(second class) (n, 1). What is trained gives the same;
+    `with_breeds` adds 123 columns, the logits of the breeds of dogs and cats: (n, 124). `network`
+    is the file that prepare_efficientnet_lite.py made. (A logit is the number of which a sigmoid or
+    softmax makes a probability.)
     """
     saved = keras.models.load_model(start)
-    lite, *classifier = saved.layers
-    lite.trainable = True
+    lite = saved.layers[0]
+    classifier = saved.layers[1:]
+    lite.trainable = True  # it was saved frozen
     for layer in lite.layers:
-        # the first stages see edges and fur, in any photos; the last ones put them together
+        # The first stages see edges and fur, in any photos; the last ones put them together.
+        # Of layers that learn the name starts with one of these three.
         layer.trainable = layer.name.startswith(("stage6", "stage7", "top"))
     photos = keras.Input(saved.input_shape[1:])
     features = lite(photos)
@@ -65,7 +69,7 @@ def define_model(start, network, with_breeds):
     imagenet = whole.get_layer("imagenet")
     if whole.count_params() != lite.count_params() + imagenet.count_params():
         sys.exit(f"{start} is not made from {network}: name its --network")
-    kernel, bias = imagenet.get_weights()
+    kernel, bias = imagenet.get_weights()  # (1280, 1000) and (1000,): a column for each class
     old_answers = layers.Dense(len(BREEDS), trainable=False, name="breeds")
     breeds = old_answers(features)
     old_answers.set_weights([kernel[:, BREEDS], bias[BREEDS]])
@@ -122,7 +126,9 @@ def add_breeds(model, photos):
     That is the class, and the logits of the breeds as they are before fine-tuning.
     """
     targets = model.predict(photos.batch(64))  # in column 0 the true class replaces its guess
-    classes = [labels for _, labels in photos.batch(64)]
+    classes = []
+    for _, labels in photos.batch(64):
+        classes.append(labels)
     targets[:, :1] = np.concatenate(classes)
     targets = tf.data.Dataset.from_tensor_slices(targets)
     photos = photos.map(lambda photo, label: photo)
@@ -132,10 +138,13 @@ def add_breeds(model, photos):
 def augment(photos, targets):
     """Return random crops of 64 `photos`, sides 70 to 100 %, half mirrored, at their old size."""
     sides = tf.random.uniform([64, 2], 0.7, 1)  # parts of the photo's height and width
-    corners = tf.random.uniform([64, 2]) * (1 - sides)
+    corners = tf.random.uniform([64, 2]) * (1 - sides)  # so that the box stays in the photo
     boxes = tf.concat([corners, corners + sides], axis=1)  # top, left, bottom, right
     flipped = tf.image.random_flip_left_right(photos)
-    return tf.image.crop_and_resize(flipped, boxes, range(64), photos.shape[1:3]), targets
+    numbers = range(64)  # which photo each box is of
+    size = photos.shape[1:3]
+    crops = tf.image.crop_and_resize(flipped, boxes, numbers, size)
+    return crops, targets
 
 
 def save_model(model, name):
@@ -240,7 +249,8 @@ def run_test_harness():
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     classes = find_classes(args.dataset / "train")
-    with_breeds = [name.lower() for name in classes] in (["cats", "dogs"], ["cat", "dog"])
+    lowered = [name.lower() for name in classes]
+    with_breeds = lowered in (["cats", "dogs"], ["cat", "dog"])
     if not with_breeds:
         print(f"The classes are {classes[0]} and {classes[1]}, not cats and dogs: the old answers "
               "for breeds are left out.")
@@ -259,8 +269,10 @@ def run_test_harness():
     # The rate grows from 0 to 0.0001 in a tenth of the steps, then falls to 0 on a cosine: small
     # steps, since what the network has learnt from a million photos is to be kept.
     steps = args.epochs * (len(train_photos) // 64)
+    warmup_steps = steps // 10
     rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - steps // 10, warmup_target=1e-4, warmup_steps=steps // 10)
+        initial_learning_rate=0.0, warmup_target=1e-4, warmup_steps=warmup_steps,
+        decay_steps=steps - warmup_steps)
     model.compile(optimizer=keras.optimizers.Adam(rate), loss=loss, metrics=[accuracy])
     saved.compile(optimizer=model.optimizer)  # so that the file has its state, for --resume
     model.summary()

@@ -47,11 +47,13 @@ def average_weights(frozen, tuned):
 def define_model(halfway, network):
     """Return the network that computes what the two answers are made of.
 
-    Photos (n, size, size, 3), 0 to 255, as `halfway` takes them, in. Out: the features (n, 1280);
-    the evidence for a dog (n, 1), above 0 if ImageNet's breeds say dog; the largest of the logits
-    of these 123 breeds of dogs and cats (n, 1); and by how much it exceeds the largest of the
-    logits of the 877 other classes (n, 1). (A logit is the number of which a sigmoid or softmax
-    makes a probability.) `network` is the file that prepare_efficientnet_lite.py made.
+    Photos (n, size, size, 3), 0 to 255, as `halfway` takes them, in. Out are four arrays:
+    - the features (n, 1280);
+    - the evidence for a dog (n, 1): above 0 if ImageNet's breeds say dog, below 0 if cat;
+    - the largest logit of the 123 breeds of dogs and cats (n, 1);
+    - its distance to the largest logit of the 877 other classes (n, 1): below 0 if that is larger.
+    (A logit is the number of which a sigmoid or softmax makes a probability.) `network` is the file
+    that prepare_efficientnet_lite.py made.
     """
     lite = halfway.layers[0]
     photos = keras.Input(halfway.input_shape[1:])
@@ -61,22 +63,29 @@ def define_model(halfway, network):
     imagenet = whole.get_layer("imagenet")
     if whole.count_params() != lite.count_params() + imagenet.count_params():
         sys.exit(f"the networks are not made from {network}: name their --network")
+    # Of its weights (1280, 1000) each class has a column: we take it apart into three layers.
     kernel, bias = imagenet.get_weights()
-    rest = [number for number in range(1000) if number not in DOGS + CATS]
-    logits = []
-    for name, numbers in (("dogs", DOGS), ("cats", CATS), ("others", rest)):
-        part = layers.Dense(len(numbers), name=name)
-        logits.append(part(features))
-        part.set_weights([kernel[:, numbers], bias[numbers]])
-    dogs, cats, others = logits
+    others = [number for number in range(1000) if number not in DOGS + CATS]
+    dogs_layer = layers.Dense(len(DOGS), name="dogs")
+    cats_layer = layers.Dense(len(CATS), name="cats")
+    others_layer = layers.Dense(len(others), name="others")
+    dog_logits = dogs_layer(features)
+    cat_logits = cats_layer(features)
+    other_logits = others_layer(features)
+    # after the first call, since only then the layers have weights
+    dogs_layer.set_weights([kernel[:, DOGS], bias[DOGS]])
+    cats_layer.set_weights([kernel[:, CATS], bias[CATS]])
+    others_layer.set_weights([kernel[:, others], bias[others]])
     # softmax makes P(breed) proportional to e to the power of its logit. logsumexp is the logarithm
     # of the sum of these powers, so that the difference is log(P(a dog) / P(a cat)).
-    evidence = ops.logsumexp(dogs, axis=1, keepdims=True)
-    evidence = evidence - ops.logsumexp(cats, axis=1, keepdims=True)
-    breeds = ops.concatenate([dogs, cats], axis=1)
-    breed = ops.max(breeds, axis=1, keepdims=True)
-    other = ops.max(others, axis=1, keepdims=True)
-    return keras.Model(photos, [features, evidence, breed, breed - other])
+    dog_evidence = ops.logsumexp(dog_logits, axis=1, keepdims=True)
+    cat_evidence = ops.logsumexp(cat_logits, axis=1, keepdims=True)
+    evidence = dog_evidence - cat_evidence
+    breed_logits = ops.concatenate([dog_logits, cat_logits], axis=1)
+    largest_breed = ops.max(breed_logits, axis=1, keepdims=True)
+    largest_other = ops.max(other_logits, axis=1, keepdims=True)
+    distance = largest_breed - largest_other
+    return keras.Model(photos, [features, evidence, largest_breed, distance])
 
 
 def define_classifier():
@@ -113,23 +122,31 @@ def add_answers(model, plain_unit, train_it):
     the other classes. A photo below one of the limits gets less than 0.5: neither a dog nor a cat.
     `train_it` is the iterator over the training photos.
     """
-    train_features, train_evidence, breeds, distances = model.predict(train_it)
-    classes = np.concatenate([labels for _, labels in train_it])
+    train_features, train_evidence, train_breeds, train_distances = model.predict(train_it)
+    classes = []
+    for _, labels in train_it:
+        classes.append(labels)
+    classes = np.concatenate(classes)
     classifier, unit = define_classifier()
     classifier.fit([train_features, train_evidence], classes, batch_size=64, epochs=10)
     # Halfway once more. The plain unit has no weight for the evidence: it gets 0.
     weights, bias = unit.get_weights()
     plain_weights, plain_bias = plain_unit.get_weights()
     plain_weights = np.append(plain_weights, [[0]], axis=0)
-    unit.set_weights([(weights + plain_weights) / 2, (bias + plain_bias) / 2])
-    breed_limit = np.percentile(breeds, 0.6)
-    distance_limit = np.percentile(distances, 0.6)
+    mean_weights = (weights + plain_weights) / 2
+    mean_bias = (bias + plain_bias) / 2
+    unit.set_weights([mean_weights, mean_bias])
+    breed_limit = float(np.percentile(train_breeds, 0.6))
+    distance_limit = float(np.percentile(train_distances, 0.6))
 
-    features, evidence, breed, distance = model.outputs
+    features, evidence, largest_breed, distance = model.outputs
     inputs = layers.Concatenate()([features, evidence])
     dog = unit(inputs)
-    # how far the one that is nearer to its limit is above it; below 0 where one of them is not
-    margin = ops.minimum(breed - float(breed_limit), distance - float(distance_limit))
+    # How far are both above their limits? A photo is as good as the worse of the two; below 0 it is
+    # refused.
+    breed_margin = largest_breed - breed_limit
+    distance_margin = distance - distance_limit
+    margin = ops.minimum(breed_margin, distance_margin)
     # 1 * margin + 0, then the sigmoid: tools/grad_cam.py looks for such a last layer
     last = layers.Dense(1, activation="sigmoid", kernel_initializer="ones", name="animal")
     animal = last(margin)
@@ -208,7 +225,8 @@ def run_test_harness():
     train_it = flow_from_directory(args.dataset / "train", model.input_shape[1:3])
     test_it = flow_from_directory(args.dataset / "test", model.input_shape[1:3])
     classes = find_classes(args.dataset / "train")
-    if [name.lower() for name in classes] in (["cats", "dogs"], ["cat", "dog"]):
+    lowered = [name.lower() for name in classes]
+    if lowered in (["cats", "dogs"], ["cat", "dog"]):
         plain_unit = model.layers[-1]
         model = define_model(model, args.network)
         model = add_answers(model, plain_unit, train_it)

@@ -44,7 +44,7 @@ def convolve(x, filters, strides=1):
     The result is (n, height / strides, width / strides, filters).
     """
     # no bias, since batch normalization adds one
-    x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
+    x = layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False)(x)
     # Over each batch every filter's numbers get the mean 0 and the deviation 1, then a learnt scale
     # and bias: so no layer's numbers grow or shrink while the others learn (Ioffe, Szegedy, 2015).
     x = layers.BatchNormalization()(x)
@@ -61,12 +61,12 @@ def define_model(steps):
     x = layers.Rescaling(1 / 255)(photos)
     # augmentation: in training, and only there, other light and colours, and half are mirrored. For
     # Keras a saturation of 0 is grey, 0.5 as it was, and 1 full.
-    x = layers.RandomColorJitter((0, 1), brightness_factor=0.2, contrast_factor=0.2,
+    x = layers.RandomColorJitter(value_range=(0, 1), brightness_factor=0.2, contrast_factor=0.2,
                                  saturation_factor=(0.4, 0.6))(x)
     x = layers.RandomFlip("horizontal")(x)
     x = layers.Rescaling(2, offset=-1)(x)  # 0 to 1 becomes -1 to 1
     # strides of 2: the filter moves by two pixels, so that height and width are halved
-    x = layers.Conv2D(32, 4, 2, padding="same", activation="relu")(x)
+    x = layers.Conv2D(32, 4, strides=2, padding="same", activation="relu")(x)
     for filters, blocks in [(64, 1), (128, 2), (256, 2), (512, 1)]:
         x = convolve(x, filters, strides=2)
         for _ in range(blocks):
@@ -81,8 +81,10 @@ def define_model(steps):
     resnet = keras.Model(photos, dog)
     # The rate grows from 0 to 0.1 in a tenth of the steps, since an untrained network would be
     # destroyed by steps of that size, and then falls to 0 on a cosine, so that it settles.
+    warmup_steps = steps // 10
     rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - steps // 10, warmup_target=0.1, warmup_steps=steps // 10)
+        initial_learning_rate=0.0, warmup_target=0.1, warmup_steps=warmup_steps,
+        decay_steps=steps - warmup_steps)
     network = keras.Sequential([keras.Input((None, None, 3)), resnet])
     network.compile(
         # weight decay: each step makes all weights a bit smaller, so that they do not grow
@@ -172,8 +174,8 @@ class RandomCrops(keras.utils.PyDataset):
             aspect = random.uniform(0.75, 1.33)  # its width divided by its height
             sides = 200 * np.sqrt([area * aspect, area / aspect])
             sides = np.minimum(sides, 200)  # not wider or higher than the photo
-            left, top = random.uniform(size=2) * (200 - sides)
             width, height = sides
+            left, top = random.uniform(size=2) * (200 - sides)  # anywhere within the photo
             box = (left, top, left + width, top + height)
             image = Image.fromarray(photo)
             crop = image.transform((self.size, self.size), Image.EXTENT, box, Image.BILINEAR)
@@ -277,7 +279,8 @@ def run_test_harness():
 
     photos, classes = load_photos(args.dataset / "train", 200)
     test_photos, test_classes = load_photos(args.dataset / "test", TEST_SIZE)
-    network, model = define_model(steps=args.epochs * max(1, len(photos) // 128))
+    batches = max(1, len(photos) // 128)  # of an epoch, as RandomCrops counts them
+    network, model = define_model(steps=args.epochs * batches)
     network.summary(expand_nested=True)
     if args.resume:
         model.optimizer.build(model.trainable_variables)  # its momentum is in the file, too
@@ -285,24 +288,29 @@ def run_test_harness():
     # after each epoch: save the network, then add a row to the history
     save = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: save_model(model, name))
     try:
-        first = 0  # the epoch with which a size begins, and below: with which the next one does
+        # Each size of crops has the epochs from `first` to before `last`, counted from 0.
+        first = 0
         for size, part in SIZES:
             last = round(part * args.epochs)
-            start = max(first, epochs_done)
+            start = max(first, epochs_done)  # with --resume some of them may be done
             if start < last:
                 crops = RandomCrops(photos, classes, size, args.seed, epochs_done=start - first)
-                log = keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=start > 0)
+                begun = start > 0  # the history has rows already
+                log = keras.callbacks.CSVLogger(f"plots/{name}_history.csv", append=begun)
                 network.fit(
                     crops, validation_data=(test_photos, test_classes), validation_batch_size=128,
                     initial_epoch=start, epochs=last, callbacks=[save, log])
             first = last
     except KeyboardInterrupt:
         sys.exit("\nstopped: --resume goes on after the last whole epoch")
+    # P(dog) of each photo, of its mirror image, and the mean of both
     dogs = network.predict(test_photos, batch_size=128, verbose=0)
+    mirror_images = test_photos[:, :, ::-1]  # the columns of pixels from the last to the first
+    mirrored_dogs = network.predict(mirror_images, batch_size=128, verbose=0)
+    mean_dogs = (dogs + mirrored_dogs) / 2
     accuracy = np.mean((dogs > 0.5) == test_classes)
-    mirrored = network.predict(test_photos[:, :, ::-1], batch_size=128, verbose=0)
-    averaged = np.mean(((dogs + mirrored) / 2 > 0.5) == test_classes)
-    print(f"> {accuracy * 100:.3f}, averaged with the mirror image: {averaged * 100:.3f}")
+    mean_accuracy = np.mean((mean_dogs > 0.5) == test_classes)
+    print(f"> {accuracy * 100:.3f}, averaged with the mirror image: {mean_accuracy * 100:.3f}")
     summarize_diagnostics(name)
 
 
