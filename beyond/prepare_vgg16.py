@@ -82,8 +82,9 @@ def read_weights(content):
     except Exception as error:  # noqa: BLE001, protobuf, which onnx uses, raises its own
         raise ImportError(f"cannot import onnx ({error}): pip install onnx~=1.23") from None
 
+    network = onnx.load_model_from_string(content)
     arrays = {}
-    for tensor in onnx.load_model_from_string(content).graph.initializer:
+    for tensor in network.graph.initializer:  # ONNX's word for a network's numbers
         arrays[tensor.name] = numpy_helper.to_array(tensor)
     weights = {}
     for block, convolutions in enumerate([2, 2, 3, 3, 3], start=1):
@@ -138,7 +139,8 @@ def save_weights(weights):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.parse_args()
-    weights = read_weights(read_package())
+    content = read_package()
+    weights = read_weights(content)
     check_weights(weights)
     count = save_weights(weights)
     print(f"{OUTPUT}: the {count:,} weights of VGG-16's convolutions. Now:")

@@ -41,7 +41,8 @@ def define_augmentations():
     """
     rotation = layers.RandomRotation(90 / 360, fill_mode="nearest")  # in full turns
     shifts = layers.RandomTranslation(0.2, 0.2, fill_mode="nearest")  # of the height, of the width
-    shear = layers.RandomShear((0, 0.4), (0, 0.4), fill_mode="nearest")  # sideways, up and down
+    # parts of the height by which the photo's top is moved sideways; of the width, up or down
+    shear = layers.RandomShear(x_factor=(0, 0.4), y_factor=(0, 0.4), fill_mode="nearest")
     # two layers, since one for both directions flips both ways or not at all
     flips = keras.Sequential([layers.RandomFlip("horizontal"), layers.RandomFlip("vertical")])
     zoom = layers.RandomZoom(0.3, fill_mode="nearest")
@@ -49,7 +50,7 @@ def define_augmentations():
     combined = keras.Sequential([
         layers.RandomRotation(40 / 360, fill_mode="nearest"),
         layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"),
-        layers.RandomShear((0, 0.2), fill_mode="nearest"),
+        layers.RandomShear(x_factor=(0, 0.2), fill_mode="nearest"),
         layers.RandomZoom(0.2, 0.2, fill_mode="nearest"),
         layers.RandomFlip("horizontal"),
     ])
@@ -102,13 +103,18 @@ def whiten(photos, epsilon=0.1):
     are rotated back, which leaves edges. `epsilon`, added to the variances of values in 0..1, keeps
     components that hardly vary from being blown up to noise.
     """
+    n = len(photos)
     small = tf.image.resize(photos, (ZCA_SIZE, ZCA_SIZE), antialias=True).numpy() / 255
-    values = small.reshape(len(small), -1)  # a photo in each row
-    values -= values.mean(axis=0)
-    _, deviations, components = np.linalg.svd(values / np.sqrt(len(values)), full_matrices=False)
-    rotated = values @ components.T
-    scaled = rotated / np.sqrt(deviations**2 + epsilon)
-    return (scaled @ components).reshape(small.shape)
+    values = small.reshape(n, -1)  # a photo in each row, a pixel's colour in each column
+    values = values - values.mean(axis=0)
+    # The singular value decomposition gives the components, one in each row, and how much the
+    # photos deviate along each of them.
+    _, deviations, components = np.linalg.svd(values / np.sqrt(n), full_matrices=False)
+    rotated = values @ components.T  # @ multiplies matrices
+    variances = deviations**2
+    scaled = rotated / np.sqrt(variances + epsilon)
+    rotated_back = scaled @ components
+    return rotated_back.reshape(small.shape)
 
 
 def plot_photos(name, title, photos, labels):

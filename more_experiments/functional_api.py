@@ -3,10 +3,11 @@
     python more_experiments/functional_api.py
 
 In this API a layer is called on the output of another one, so that a network can branch and merge.
-Chapter 3 of "Keras in Chinese", for MNIST's 28x28 pixels and ten digits: summaries, graphs and
-parameter counts; nothing is trained. Two things are kept as the chapter has them, since its counts
-depend on them: the CNN has no Flatten, so that it gives ten probabilities at each of 4x4 places,
-not for the picture, and the LSTM of the shared extractor has 128 units, not the 10 of its text.
+Chapter 3 of "Keras in Chinese", for MNIST's 28x28 pixels and ten digits (the one of two inputs for
+larger pictures): summaries, graphs and parameter counts; nothing is trained. Two things are kept as
+the chapter has them, since its counts depend on them: the CNN has no Flatten, so that it gives ten
+probabilities at each of 4x4 places, not for the picture, and the LSTM of the shared extractor has
+128 units, not the 10 of its text.
 """
 
 import argparse
@@ -21,12 +22,15 @@ from keras import layers
 def define_mlp():
     """Return the multilayer perceptron: 784 pixels in a row (n, 784) in, (n, 10) out."""
     pixels = keras.Input((784,), name="input")
-    x = layers.Dense(512, activation="relu", name="hidden1")(pixels)  # called on the pixels ...
-    x = layers.Dense(216, activation="relu", name="hidden2")(x)  # ... called on hidden1's output
+    # A layer is made, then called on what goes into it; what comes out goes into the next one.
+    hidden1 = layers.Dense(512, activation="relu", name="hidden1")
+    x = hidden1(pixels)
+    # the same in one line, as it is usually written: made and called at once
+    x = layers.Dense(216, activation="relu", name="hidden2")(x)
     x = layers.Dense(128, activation="relu", name="hidden3")(x)
     # softmax: ten probabilities, which add up to 1
     output = layers.Dense(10, activation="softmax", name="output")(x)
-    return keras.Model(pixels, output, name="mlp")  # all that lies between the two
+    return keras.Model(pixels, output, name="mlp")  # all that lies between input and output
 
 
 def define_cnn():
@@ -44,7 +48,9 @@ def define_cnn():
 def define_rnn():
     """Return the recurrent network: 784 steps of one pixel (n, 784, 1) in, (n, 10) out."""
     pixels = keras.Input((784, 1), name="input")
-    x = layers.LSTM(128, name="lstm1")(pixels)  # reads pixel after pixel; gives what it kept of all
+    # LSTM, long short-term memory: it reads one pixel after the other, and keeps 128 numbers, which
+    # each pixel changes. Out come those that it has after the last pixel.
+    x = layers.LSTM(128, name="lstm1")(pixels)
     x = layers.Dense(128, activation="relu", name="hidden1")(x)
     output = layers.Dense(10, activation="softmax", name="output")(x)
     return keras.Model(pixels, output, name="rnn")
@@ -107,13 +113,14 @@ def define_two_inputs():
 def define_two_outputs():
     """Return the network with two outputs: (n, 10) for all 784 pixels, (n, 784, 10) for each."""
     pixels = keras.Input((784, 1), name="input")
-    # return_sequences: what it has kept after each pixel, not only after the last
+    # return_sequences: the numbers after each pixel (n, 784, 64), not only those after the last
     features = layers.LSTM(64, return_sequences=True, name="extract")(pixels)
     x = layers.LSTM(32, name="class11")(features)
     x = layers.Dense(32, activation="relu", name="class12")(x)
     whole = layers.Dense(10, activation="softmax", name="output1")(x)
     # TimeDistributed: the same layer for each of the 784 steps
-    each = layers.TimeDistributed(layers.Dense(10, activation="softmax"), name="output2")(features)
+    classifier = layers.Dense(10, activation="softmax")
+    each = layers.TimeDistributed(classifier, name="output2")(features)
     return keras.Model(pixels, [whole, each], name="two_outputs")
 
 

@@ -68,8 +68,8 @@ def compare(model, expected):
     """Print the parameters of `model`, and how many of its layers are as in `expected`."""
     listed = list_layers(model)
     same = 0
-    for ours, theirs in zip(listed, expected, strict=True):
-        if ours == theirs:
+    for layer, expected_layer in zip(listed, expected, strict=True):
+        if layer == expected_layer:  # name, output shape and shapes of weights
             same += 1
     print(f"{model.name}: {model.count_params():,} parameters; {same} of {len(expected)} layers as "
           "in keras.applications.VGG16\n")

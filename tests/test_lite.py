@@ -57,14 +57,14 @@ def test_same_answers(photos, tmp_path):
     outputs = [dog, animal]
     keras.Model(photo, outputs).save(tmp_path / "two.keras")
     keras.Model(photo, outputs[0]).save(tmp_path / "one.keras")
-    bees = ("--classes", "wild ant", "bee")
+    bees = ("--classes", "wild ant", "蜂")
     export_one, export_two, one, two = run_several(
         ("tools/export_model.py", "one.keras"),
         ("tools/export_model.py", "two.keras", "--photo", photos[0], *bees),
         ("predict.py", *photos, "--model", "one.keras"),
         ("predict.py", *photos, "--model", "two.keras", *bees), cwd=tmp_path)
     assert export_one[0] == 0 and "P(dog) of" in export_one[1], export_one
-    assert export_two[0] == 0 and "P(bee_or_wild_ant) of" in export_two[1], export_two
+    assert export_two[0] == 0 and "P(蜂_or_wild_ant) of" in export_two[1], export_two
     assert (one[0], one[2], two[0], two[2]) == (0, "", 0, "")
     lite = [run(SCRIPT, *photos, "--model", f"exported/{name}.tflite", *names, cwd=tmp_path)
             for name, names in (("one", ()), ("two", bees))]
@@ -74,7 +74,7 @@ def test_same_answers(photos, tmp_path):
             number, numbers = (float(re.search(r"([\d.]+) %", text)[1]) for text in (line, other))
             assert abs(number - numbers) < 0.02  # both decode with Pillow: rounding alone
             assert re.sub(r"[\d.]+ %", "", line) == re.sub(r"[\d.]+ %", "", other)
-    assert "neither" not in one[1] and two[1].count("neither bee nor wild ant") == 1
+    assert "neither" not in one[1] and two[1].count("neither 蜂 nor wild ant") == 1
 
     (tmp_path / "text.jpg").write_text("not a photo")
     shutil.copy(photos[0], tmp_path / "猫.jpg")

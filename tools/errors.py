@@ -112,7 +112,11 @@ def predict_photos(model, directory):
         directory, label_mode="binary", image_size=model.input_shape[1:3], batch_size=64,
         shuffle=False, crop_to_aspect_ratio=True, verbose=False)  # the middle, as predict.py
     paths = [Path(path) for path in photos.file_paths]
-    classes = np.array([names.index(path.relative_to(directory).parts[0]) for path in paths])
+    classes = []
+    for path in paths:
+        folder = path.relative_to(directory).parts[0]
+        classes.append(names.index(folder))
+    classes = np.array(classes)
     for number, name in enumerate(names):
         if number not in classes:
             raise ValueError(f"there are no photos in {directory / name}")
@@ -125,16 +129,21 @@ def predict_photos(model, directory):
         raise ValueError(f"{damaged} is not a photo, or damaged: delete it, or prepare the photos "
                          "anew") from None
     if len(model.outputs) == 1:
-        return names, paths, classes, answers[:, 0].astype(np.float64), None
-    second, at_all = answers
-    return names, paths, classes, second[:, 0].astype(np.float64), at_all[:, 0]
+        second = answers
+        at_all = None
+    else:
+        second, at_all = answers
+        at_all = at_all[:, 0]
+    second = second[:, 0].astype(np.float64)
+    return names, paths, classes, second, at_all
 
 
 def wilson_interval(right, n):
     """Return the 95 % confidence interval (low, high), 0 to 1, of an accuracy of `right` of `n`.
 
-    Unlike p ± 1.96 s it holds near 0 and 1, too, where good networks are. Source: E. B. Wilson,
-    Probable Inference, the Law of Succession, and Statistical Inference, 1927.
+    The accuracy ± 1.96 standard errors is known better, but does not hold near 1, where good
+    networks are: of 100 right of 100 it would be 1 to 1. Source: E. B. Wilson, Probable Inference,
+    the Law of Succession, and Statistical Inference, 1927.
     """
     z = 1.959964  # 95 % of a normal distribution are within so many standard deviations
     p = right / n
@@ -159,7 +168,8 @@ def print_results(names, classes, second, at_all, confusion):
     """Print the metrics; the arguments are as predict_photos and count_confusion return them."""
     width = max(len(name) for name in names) + 2
     print(f"{'':{width}} photos   right  accuracy  95 % interval (Wilson)")
-    rows = [("all", confusion.trace(), confusion.sum())]
+    right = confusion.trace()  # the sum of the diagonal: cats called cat, dogs called dog
+    rows = [("all", right, confusion.sum())]
     for number, name in enumerate(names):
         rows.append((name, confusion[number, number], confusion[number].sum()))
     for name, right, n in rows:
@@ -171,12 +181,16 @@ def print_results(names, classes, second, at_all, confusion):
     second_column = f"called {names[1]}"
     print(f"\n{'':{width}}  {first_column}  {second_column}")
     for name, counts in zip(names, confusion, strict=True):
-        print(f"{name:{width}}  {counts[0]:{len(first_column)}}  {counts[1]:{len(second_column)}}")
+        first = str(counts[0]).rjust(len(first_column))
+        other = str(counts[1]).rjust(len(second_column))
+        print(f"{name:{width}}  {first}  {other}")
 
+    # what training makes as small as it can, the loss of the learning curves
     loss = float(keras.losses.binary_crossentropy(classes, second))
     print(f"\nlog loss: {loss:.4f}")
     right = (second >= 0.5) == classes
-    sure = np.maximum(second, 1 - second) >= 0.8  # as in predict.py
+    probability = np.maximum(second, 1 - second)  # of the class that is called
+    sure = probability >= 0.8  # as in predict.py
     print(f"unsure, 20 to 80 %: {np.sum(~sure)} photos")
     if sure.any():
         print(f"right among the others: {right[sure].mean() * 100:.2f} %")
@@ -276,15 +290,16 @@ def main():
     summary = f"plots/{args.model.stem}_summary.png"
     plot_summary(names, classes, second, confusion, summary)
     print(f"drawn: {summary}")
-    errors = np.flatnonzero(called != classes)
+    errors = np.flatnonzero(called != classes)  # their numbers among the photos
     if len(errors) == 0:
         print("no errors at all, so there is no gallery of them")
         return
     confidence = np.abs(second[errors] - 0.5)
     order = np.argsort(-confidence, kind="stable")  # the most confident first
     top = errors[order][:args.top]
+    top_paths = [paths[number] for number in top]
     gallery = f"plots/{args.model.stem}_errors.png"
-    plot_errors([paths[number] for number in top], names, second[top], gallery)
+    plot_errors(top_paths, names, second[top], gallery)
     print(f"drawn: {gallery}, {len(top)} of {len(errors)} errors")
 
 

@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import os
-import re
 import sys
 import warnings
 import zipfile
@@ -167,10 +166,13 @@ def define_export(model, classes):
     model has a second output, {"dog_or_cat": P(dog or cat) (n, 1)}, too.
     """
     # LiteRT has no bfloat16: the same network in float32, as its weights are in any case.
-    description = re.sub("(mixed_)?b?float16", "float32", model.to_json())
+    description = model.to_json()
+    for precision in ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16"):
+        description = description.replace(f'"{precision}"', '"float32"')
     network = keras.models.model_from_json(description)
     network.set_weights(model.get_weights())
-    first, second = [re.sub("[^A-Za-z0-9_]", "_", name) for name in classes]  # allowed in names
+    first = classes[0].replace(" ", "_")
+    second = classes[1].replace(" ", "_")
     photo = keras.Input(model.input_shape[1:], name="photo")
     # Without training=False an exported model would augment the photos that it classifies.
     outputs = keras.tree.flatten(network(photo, training=False))
@@ -288,7 +290,8 @@ def main():
         convert(directory, small, quantize=True)
         server = tf.saved_model.load(directory).signatures["serving_default"]
         on_server = server(photo=tf.constant(photo))
-        on_phone = load_lite(lite)(photo=photo)
+        phone = load_lite(lite)
+        on_phone = phone(photo=photo)
 
     in_keras = model.predict_on_batch(photo)
     for answer in in_keras:

@@ -98,7 +98,9 @@ def resize(pixels, count, axis):
         share = share[:, np.newaxis, np.newaxis]
     else:
         share = share[np.newaxis, :, np.newaxis]
-    return pixels.take(before, axis) * (1 - share) + pixels.take(after, axis) * share
+    pixels_before = pixels.take(before, axis)
+    pixels_after = pixels.take(after, axis)
+    return pixels_before * (1 - share) + pixels_after * share
 
 
 def load_photo(filename, size):
@@ -110,8 +112,12 @@ def load_photo(filename, size):
     """
     photo = decode_photo(Path(filename).read_bytes())
     height, width = size
-    part_height = max(1, min(photo.height, photo.width * height // width))
-    part_width = max(1, min(photo.width, photo.height * width // height))
+    # The part is as high as the photo, or, of a high photo, as high as its width allows; and so its
+    # width. It has at least one pixel.
+    part_height = min(photo.height, photo.width * height // width)
+    part_width = min(photo.width, photo.height * width // height)
+    part_height = max(1, part_height)
+    part_width = max(1, part_width)
     top = (photo.height - part_height) // 2
     left = (photo.width - part_width) // 2
     photo = photo.crop((left, top, left + part_width, top + part_height))

@@ -210,6 +210,17 @@ class LastMap:
         return tf.zeros(())
 
 
+def list_layers(network):
+    """Return all layers of `network`; those of a network that is a layer in it, too."""
+    found = []
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            found.extend(list_layers(layer))
+        else:
+            found.append(layer)
+    return found
+
+
 def watch_last_map(model):
     """Prepare `model` for grad_cam, and return the LastMap that will have its last feature map.
 
@@ -220,18 +231,16 @@ def watch_last_map(model):
     last_map = LastMap()
     convolutions = 0
     sigmoids = 0
-    parts = [model]
-    for part in parts:  # grows on the way: a network's layers may be networks themselves
-        parts.extend(getattr(part, "layers", []))
-        if isinstance(part, layers.Conv2D):
+    for layer in list_layers(model):
+        if isinstance(layer, layers.Conv2D):
             convolutions += 1
-        if isinstance(part, MAPS):
-            part.activity_regularizer = last_map
+        if isinstance(layer, MAPS):
+            layer.activity_regularizer = last_map
         # A network that is sure rounds its probability to 1, and the gradient of this is 0. The
         # logit, the number before the sigmoid, has a gradient at all times.
-        if isinstance(part, layers.Dense) and part.activation is keras.activations.sigmoid:
-            part.activation = None
-            sigmoids += part.units
+        if isinstance(layer, layers.Dense) and layer.activation is keras.activations.sigmoid:
+            layer.activation = None
+            sigmoids += layer.units
     if convolutions == 0 or sigmoids != len(model.outputs):
         raise ValueError("the model lacks a convolution, or Dense(1, activation='sigmoid')")
     return last_map
@@ -241,7 +250,8 @@ def grad_cam(model, last_map, photo):
     """Return the model's probabilities, a list of one or two, and the heat map for its answer.
 
     `photo` is (1, height, width, 3), 0 to 255. The heat (rows, columns), of the size of the last
-    feature map, is 0 where nothing speaks for the answer, to 1 where most does.
+    feature map, is 0 where nothing speaks for the answer, to 1 where most does. It is that of the
+    likelier of the two classes, also where the second probability says that it is neither.
     """
     photo = tf.constant(photo)
     with tf.GradientTape() as tape:
@@ -254,11 +264,17 @@ def grad_cam(model, last_map, photo):
     feature_map = tf.cast(last_map.map, tf.float32)
     # A channel counts as much as the score grows with it, on average (the paper's equation 1).
     weights = tf.reduce_mean(gradient, axis=(0, 1, 2))
-    # The channels' weighted sum; what is below 0 speaks for the other class (equation 2).
-    heat = tf.nn.relu(tf.reduce_sum(weights * feature_map, axis=-1))[0].numpy()
+    # The channels' weighted sum in each place; what is below 0 speaks for the other class
+    # (equation 2).
+    heat = tf.reduce_sum(weights * feature_map, axis=-1)
+    heat = tf.nn.relu(heat)
+    heat = heat[0].numpy()  # of the only photo
     if heat.max() > 0:
         heat = heat / heat.max()
-    probabilities = [float(tf.sigmoid(logit)[0, 0]) for logit in logits]
+    probabilities = []
+    for logit in logits:
+        probability = tf.sigmoid(logit)[0, 0]
+        probabilities.append(float(probability))
     return probabilities, heat
 
 
