@@ -20,7 +20,7 @@ SCRIPTS = [f"{folder}{path.stem}" for folder in FOLDERS
 # What means the same is the same, to the letter, in every script that has it.
 COPIES = ["save_model", "count_epochs", "find_classes", "decode_photo", "load_image",
           "find_photos", "find_keras_version", "is_newer", "load_model", "find_model", "describe",
-          "LastMap", "list_layers", "watch_last_map", "grad_cam"]
+          "LastMap", "find_layers", "watch_last_map", "grad_cam"]
 # These have another function of that name.
 OTHERS = {"load_model": ["tools/predict_lite"],
           "find_photos": ["more_experiments/augmentation_gallery",

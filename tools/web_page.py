@@ -210,12 +210,12 @@ class LastMap:
         return tf.zeros(())
 
 
-def list_layers(network):
+def find_layers(network):
     """Return all layers of `network`; those of a network that is a layer in it, too."""
     found = []
     for layer in network.layers:
         if isinstance(layer, keras.Model):
-            found.extend(list_layers(layer))
+            found.extend(find_layers(layer))
         else:
             found.append(layer)
     return found
@@ -231,7 +231,7 @@ def watch_last_map(model):
     last_map = LastMap()
     convolutions = 0
     sigmoids = 0
-    for layer in list_layers(model):
+    for layer in find_layers(model):
         if isinstance(layer, layers.Conv2D):
             convolutions += 1
         if isinstance(layer, MAPS):
