@@ -217,3 +217,32 @@ def test_readme_tables():
                 assert ours in ("not measured by us", "not measured", "-")
             assert seeds == (str(len(finals)) if finals else "")
     assert (ROOT / "plots/reference/comparison.png").exists()
+
+
+def test_tables_of_seeds():
+    """Of each seed in docs/results.md, and of their mean in beyond/README.md, there is a run."""
+    finals = {}
+    for path in REFERENCE:
+        script, seed = re.fullmatch(r"(\w+?)(?:_seed(\d+))?_history", path.stem).groups()
+        accuracy = float(read_rows(path)[-1]["val_accuracy"]) * 100
+        finals.setdefault(script, {})[int(seed or 1)] = accuracy
+    table = (ROOT / "docs/results.md").read_text().split("| script | seed 1 |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(?:beyond/)?(\w+)\.py` \|(.*)\|$", table, re.MULTILINE)
+    assert len(rows) == 9
+    for script, row in rows:
+        printed = {seed: cell.strip() for seed, cell in enumerate(row.split("|"), start=1)}
+        measured = {seed: f"{finals[script][seed]:.3f}" if seed in finals[script] else ""
+                    for seed in printed}
+        assert printed == measured, script
+
+    table = (ROOT / "beyond/README.md").read_text().split("\n\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)\.py` \|(.*)\|$", table, re.MULTILINE)
+    checked = [script for script, _ in rows if script in finals]
+    assert checked == ["efficientnet_lite_transfer", "efficientnet_lite_fine_tuning",
+                       "resnet_from_scratch"]
+    for script, row in rows:
+        if script in finals:
+            accuracy, seeds = (cell.strip() for cell in row.split("|")[1:3])
+            values = list(finals[script].values())
+            assert accuracy == f"{np.mean(values):.2f} ± {np.ptp(values) / 2:.2f}"
+            assert seeds == str(len(values))
