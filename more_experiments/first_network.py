@@ -25,9 +25,11 @@ def main():
     keras.utils.set_random_seed(1)  # of the data, the weights and the order of the samples
     x_train = np.random.random((1000, 100))  # 1,000 samples of 100 numbers, 0 to 1
     x_test = np.random.random((10_000, 100))
+    train_classes = np.random.randint(10, size=1000)  # one of 0 to 9 for each sample
+    test_classes = np.random.randint(10, size=10_000)
     # one-hot, as categorical_crossentropy wants them: class 3 is 0 0 0 1 0 0 0 0 0 0
-    y_train = keras.utils.to_categorical(np.random.randint(10, size=1000), 10)
-    y_test = keras.utils.to_categorical(np.random.randint(10, size=10_000), 10)
+    y_train = keras.utils.to_categorical(train_classes, 10)
+    y_test = keras.utils.to_categorical(test_classes, 10)
 
     model = keras.Sequential()
     model.add(keras.Input((100,)))
