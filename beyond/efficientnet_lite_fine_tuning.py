@@ -4,10 +4,12 @@
     python beyond/efficientnet_lite_fine_tuning.py
 
 Starts from the model that efficientnet_lite_transfer.py has saved, with the same --dataset and
---seed: beside an untrained classifier the network would be spoilt at once. Now the last two of its
-seven stages learn with the classifier, in small steps, from random crops of the photos.
-With cats and dogs the loss also punishes it if its old answers for 123 breeds of them change: by
-these efficientnet_lite_halfway.py, the next script, tells a cat or a dog from other things.
+--seed, since its classifier has learnt already: the large first steps of an untrained one would
+spoil the network. Now the last two of its seven stages, and the convolution after them, learn with
+the classifier, in small steps, from random crops of the photos.
+If the classes are cats and dogs, the loss has a second part: it grows where the network's old
+answers for 123 breeds change. The next script, efficientnet_lite_halfway.py, needs these answers to
+tell a cat or a dog from other things.
 Measured: 99.29 ± 0.04 % of the test photos (3 seeds, 3 epochs), after 99.20 ± 0.02 % without
 fine-tuning. The first epoch makes it worse; as the learning rate falls, the test accuracy rises
 above where it began, while 99.9 % of the training photos are right: more epochs would overfit.
@@ -34,7 +36,7 @@ from keras import layers
 
 EPOCHS = 3  # an epoch: every training photo has been seen once more
 DOGS = list(range(151, 269))  # their breeds, among ImageNet's 1,000 classes
-CATS = list(range(281, 286))
+CATS = list(range(281, 286))  # five kinds; below, all 123 are called breeds
 BREEDS = DOGS + CATS
 
 
@@ -63,22 +65,27 @@ def define_model(start, network, with_breeds):
     if not with_breeds:
         return lite, keras.Model(photos, answer), saved
 
-    # The old classifier of 1,000 classes still knows what is a pug, a siamese cat, or neither. Its
-    # part for cats and dogs stays as it was, and its logits are to stay what they were before.
+    # The old classifier of 1,000 classes still knows what is a pug, a siamese cat, or neither. We
+    # take its columns for cats and dogs. These weights are frozen. But the features that go in
+    # change, and with them the logits: it is the loss that holds the logits where they were.
     whole = keras.models.load_model(network)
     imagenet = whole.get_layer("imagenet")
+    # Was lite made from this file? Then whole has just the weights of its last layer more.
     if whole.count_params() != lite.count_params() + imagenet.count_params():
         sys.exit(f"{start} is not made from {network}: name its --network")
     kernel, bias = imagenet.get_weights()  # (1280, 1000) and (1000,): a column for each class
     old_answers = layers.Dense(len(BREEDS), trainable=False, name="breeds")
-    breeds = old_answers(features)
+    breeds = old_answers(features)  # only this first call gives the layer its weights
     old_answers.set_weights([kernel[:, BREEDS], bias[BREEDS]])
     model = keras.Model(photos, layers.Concatenate()([answer, breeds]))
     return lite, model, saved
 
 
 def set_precision(lite, precision):
-    """Let `lite` calculate in `precision`, but for depthwise convolutions that learn: float32."""
+    """Let `lite` calculate in `precision`, but for some layers, which stay float32.
+
+    These are its first and last layer, and the depthwise convolutions that learn.
+    """
     for layer in lite.layers:
         if layer.name.startswith(("stem", "stage", "top")):
             layer.dtype_policy = precision
@@ -89,9 +96,11 @@ def set_precision(lite, precision):
 def loss(true, predicted):
     """Return the loss (n,): cross-entropy of P(second class), plus how far the logits have drifted.
 
-    `true` and `predicted` are (n, 124): P(second class), then the breeds' logits, whose drift
-    counts a tenth (Li and Hoiem, 2016). Without breeds they are (n, 1), and nothing drifts.
+    `true` (n, 124) has the class, 0 or 1, and the breeds' logits before fine-tuning; `predicted`
+    (n, 124) has P(second class), and these logits now. Their drift counts a tenth (Li and Hoiem,
+    2016). Without breeds both are (n, 1), and nothing drifts.
     """
+    # [:, :1]: the first column, as (n, 1); [:, 1:]: all the others
     # label smoothing: right are 0.01 and 0.99, since some photos are in the wrong folder
     wrong = keras.losses.binary_crossentropy(true[:, :1], predicted[:, :1], label_smoothing=0.02)
     if predicted.shape[1] == 1:
@@ -101,7 +110,7 @@ def loss(true, predicted):
 
 
 def accuracy(true, predicted):
-    """Return for each photo, (n,), 1 where P(dog) is on the right side of 0.5, and 0 elsewhere."""
+    """Return for each photo, (n,), 1 where the answer is right, and 0 elsewhere."""
     return keras.metrics.binary_accuracy(true[:, :1], predicted[:, :1])
 
 
@@ -114,8 +123,8 @@ def flow_from_directory(directory, size):
     photos = keras.utils.image_dataset_from_directory(
         directory, label_mode="binary", image_size=size, batch_size=None, shuffle=False,
         crop_to_aspect_ratio=True)  # of a wide photo the middle, instead of squashing it
-    # Resizing gives fractions. As whole numbers, a byte each, all photos fit into memory, 173 kB a
-    # photo: they are read once, and later epochs read no files.
+    # Resizing gives fractions. As whole numbers, a byte each, all photos fit into memory (173 kB
+    # each at 240x240): they are read once, and later epochs read no files.
     photos = photos.map(lambda photo, label: (tf.cast(tf.round(photo), tf.uint8), label))
     return photos.cache()
 
@@ -125,18 +134,22 @@ def add_breeds(model, photos):
 
     That is the class, and the logits of the breeds as they are before fine-tuning.
     """
-    targets = model.predict(photos.batch(64))  # in column 0 the true class replaces its guess
+    targets = model.predict(photos.batch(64))  # it sees the photos, and ignores the labels
     classes = []
     for _, labels in photos.batch(64):
         classes.append(labels)
-    targets[:, :1] = np.concatenate(classes)
-    targets = tf.data.Dataset.from_tensor_slices(targets)
-    photos = photos.map(lambda photo, label: photo)
-    return tf.data.Dataset.zip(photos, targets)
+    targets[:, :1] = np.concatenate(classes)  # column 0: the true class replaces the guess
+    targets = tf.data.Dataset.from_tensor_slices(targets)  # an iterator over its rows
+    photos = photos.map(lambda photo, label: photo)  # without the labels
+    return tf.data.Dataset.zip(photos, targets)  # pairs of a photo and its target
 
 
 def augment(photos, targets):
-    """Return random crops of 64 `photos`, sides 70 to 100 %, half mirrored, at their old size."""
+    """Return random crops of 64 `photos`, at the photos' size, and `targets` as they are.
+
+    Height and width of a crop are each 70 to 100 % of the photo's, drawn separately: so it is
+    stretched a little, too. Each photo is mirrored with a probability of one half.
+    """
     sides = tf.random.uniform([64, 2], 0.7, 1)  # parts of the photo's height and width
     corners = tf.random.uniform([64, 2]) * (1 - sides)  # so that the box stays in the photo
     boxes = tf.concat([corners, corners + sides], axis=1)  # top, left, bottom, right
@@ -249,7 +262,7 @@ def run_test_harness():
     keras.config.set_image_data_format("channels_last")  # (height, width, colours)
 
     classes = find_classes(args.dataset / "train")
-    lowered = [name.lower() for name in classes]
+    lowered = [folder.lower() for folder in classes]
     with_breeds = lowered in (["cats", "dogs"], ["cat", "dog"])
     if not with_breeds:
         print(f"The classes are {classes[0]} and {classes[1]}, not cats and dogs: the old answers "
@@ -261,23 +274,30 @@ def run_test_harness():
     if len(train_photos) < 64:
         sys.exit(f"{args.dataset}/train has {len(train_photos)} photos, less than a batch of 64")
     if with_breeds:
+        # before --resume loads what was trained: the logits are to be those of the start
         train_photos = add_breeds(model, train_photos)
         test_photos = add_breeds(model, test_photos)
+    # shuffled anew in each epoch; drop_remainder: augment() wants 64 photos, never fewer
     train_it = train_photos.shuffle(len(train_photos)).batch(64, drop_remainder=True)
+    # prefetch: the next batches are prepared while the network learns from this one
     train_it = train_it.map(augment).prefetch(tf.data.AUTOTUNE)
     test_it = test_photos.batch(64)
-    # The rate grows from 0 to 0.0001 in a tenth of the steps, then falls to 0 on a cosine: small
-    # steps, since what the network has learnt from a million photos is to be kept.
+    # The learning rate grows from 0 to 0.0001 in a tenth of the steps. Then it falls to 0 along
+    # half a wave of a cosine: slowly at first, faster in the middle, slowly at the end. It is small
+    # at all times: what the network has learnt from a million photos is to be kept.
     steps = args.epochs * (len(train_photos) // 64)
     warmup_steps = steps // 10
     rate = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0, warmup_target=1e-4, warmup_steps=warmup_steps,
         decay_steps=steps - warmup_steps)
     model.compile(optimizer=keras.optimizers.Adam(rate), loss=loss, metrics=[accuracy])
-    saved.compile(optimizer=model.optimizer)  # so that the file has its state, for --resume
+    # Adam keeps running means of the gradients, which --resume needs. The file is written from
+    # `saved`: so this gets the same optimizer.
+    saved.compile(optimizer=model.optimizer)
     model.summary()
     if args.resume:
-        model.optimizer.build(model.trainable_variables)  # its running means are in the file, too
+        # build() makes room for the running means, load_weights reads them, too
+        model.optimizer.build(model.trainable_variables)
         saved.load_weights(f"models/{name}.keras")
     # after each epoch: save the network, then add a row to the history
     save = keras.callbacks.LambdaCallback(
