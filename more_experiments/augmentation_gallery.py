@@ -6,12 +6,13 @@
 The pictures are plots/augmentation_*.png. What to see: each variant still shows what the photo
 shows. A change that makes it something else would teach the network something wrong.
 
-Chapter 2 of "Keras in Chinese", and the picture of its section 6.6: all methods at once. The
-chapter shows MNIST's digits; here they are photos, since those are what we augment: a digit, as the
-chapter says itself, gains nothing from being turned or mirrored. Its shear of 1.25, radians in the
-Keras of its time, would stretch a photo threefold; here it is up to 40 %. Standardization and
-whitening are no augmentation: they give each photo one form, computed from all photos. Keras
-standardizes by one mean and one deviation per channel, not per pixel, as the chapter has it.
+Chapter 2 of "Keras in Chinese", and a picture of the book's section 6.6: rotation, shifts, shear,
+zoom and mirroring at once. The chapter shows MNIST's digits; here they are photos, since those are
+what we augment: a digit, as the chapter says itself, gains nothing from being turned or mirrored.
+The chapter's shear of 1.25, radians in the Keras of its time, would stretch a photo threefold; here
+it is up to 40 %. Standardization and whitening are no augmentation: they give each photo one form,
+computed from all photos. Keras standardizes by one mean and one deviation for each channel; the
+chapter says, for each pixel.
 """
 
 import argparse
@@ -37,16 +38,17 @@ def define_augmentations():
     """Return {name: (title, number of variants to show, layer)}.
 
     The layers take photos (n, height, width, 3), 0 to 255, and give the same, changed at random.
-    fill_mode says what comes to where the photo has moved away: "nearest" repeats its edge.
+    Where a photo has moved away, a gap is left; fill_mode="nearest" fills it with the photo's edge.
     """
     rotation = layers.RandomRotation(90 / 360, fill_mode="nearest")  # in full turns
     shifts = layers.RandomTranslation(0.2, 0.2, fill_mode="nearest")  # of the height, of the width
-    # parts of the height by which the photo's top is moved sideways; of the width, up or down
+    # x: sideways, by parts of the height. The top row stays, the bottom row moves most.
+    # y: up or down, by parts of the width. The left edge stays, the right edge moves most.
     shear = layers.RandomShear(x_factor=(0, 0.4), y_factor=(0, 0.4), fill_mode="nearest")
     # two layers, since one for both directions flips both ways or not at all
     flips = keras.Sequential([layers.RandomFlip("horizontal"), layers.RandomFlip("vertical")])
     zoom = layers.RandomZoom(0.3, fill_mode="nearest")
-    # section 6.6, and small_data_augmentation.py; the shear is 0.2 radians there, 20 %
+    # as in section 6.6, whose shear is 0.2 radians, nearly 20 %, and in small_data_augmentation.py
     combined = keras.Sequential([
         layers.RandomRotation(40 / 360, fill_mode="nearest"),
         layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"),
@@ -60,7 +62,7 @@ def define_augmentations():
         "shear": ("Shear by up to 40 %", 9, shear),
         "flips": ("Horizontal and vertical flips", 9, flips),
         "zoom": ("Zoom by up to 30 %, in and out", 9, zoom),  # not in that chapter
-        "combined": ("All: rotation by up to 40 degrees, shifts, shear, zoom by up to 20 %, flips",
+        "combined": ("Rotation by up to 40 degrees, shifts, shear, zoom by up to 20 %, mirrored",
                      4, combined),
     }
 
@@ -98,10 +100,12 @@ def standardize(photos):
 def whiten(photos, epsilon=0.1):
     """Return `photos`, shrunk to 32x32, whitened by zero-phase component analysis (ZCA).
 
-    Bell and Sejnowski, "The 'independent components' of natural scenes are edge filters", 1997:
-    the values are rotated to their principal components, each is divided by its deviation, and all
-    are rotated back, which leaves edges. `epsilon`, added to the variances of values in 0..1, keeps
-    components that hardly vary from being blown up to noise.
+    Neighbouring pixels are nearly equal in all photos. Whitening takes away what is common, and
+    leaves edges: each photo is written as a sum of patterns, the principal components, which vary
+    independently of each other; the amount of each is divided by its deviation over all photos; and
+    the sum is computed again. `epsilon`, added to the variances of values from 0 to 1, keeps
+    patterns that hardly vary from being blown up to noise. After Bell and Sejnowski, "The
+    'independent components' of natural scenes are edge filters", 1997.
     """
     n = len(photos)
     small = tf.image.resize(photos, (ZCA_SIZE, ZCA_SIZE), antialias=True).numpy() / 255
@@ -178,6 +182,7 @@ def main():
 
     for name, (title, count, layer) in define_augmentations().items():
         copies = np.repeat(photos[:1], count, axis=0)  # the first photo, `count` times
+        # training=True: otherwise these layers give back the photos as they are
         variants = layer(copies, training=True).numpy()
         labels = [names[0]]
         for number in range(1, count + 1):

@@ -1,13 +1,13 @@
-"""Seven networks by Keras's functional API: standard, shared layers, several inputs and outputs.
+"""Seven networks by Keras's functional API: in a row, branched, several inputs and outputs.
 
     python more_experiments/functional_api.py
 
 In this API a layer is called on the output of another one, so that a network can branch and merge.
 Chapter 3 of "Keras in Chinese", for MNIST's 28x28 pixels and ten digits (the one of two inputs for
-larger pictures): summaries, graphs and parameter counts; nothing is trained. Two things are kept as
-the chapter has them, since its counts depend on them: the CNN has no Flatten, so that it gives ten
-probabilities at each of 4x4 places, not for the picture, and the LSTM of the shared extractor has
-128 units, not the 10 of its text.
+larger pictures): summaries, graphs and parameter counts; nothing is trained. To have the counts
+that the chapter prints, two oddities of its code are kept: the CNN has no Flatten, so that it gives
+ten probabilities at each of 4x4 places, not for the picture; and the LSTM of the shared extractor
+has 128 units, where the chapter's text says 10.
 """
 
 import argparse
@@ -36,10 +36,12 @@ def define_mlp():
 def define_cnn():
     """Return the convolutional network: 28x28 pixels (n, 28, 28, 1) in, (n, 4, 4, 10) out."""
     picture = keras.Input((28, 28, 1), name="input")
+    # 128 filters of 4x4. They do not reach over the edge: 28x28 pixels become 25x25 places.
     x = layers.Conv2D(128, 4, activation="relu", name="conv1")(picture)
-    x = layers.MaxPooling2D(name="pool1")(x)
-    x = layers.Conv2D(64, 4, activation="relu", name="conv2")(x)
-    x = layers.MaxPooling2D(name="pool2")(x)
+    x = layers.MaxPooling2D(name="pool1")(x)  # the largest of each 2x2: 12x12
+    x = layers.Conv2D(64, 4, activation="relu", name="conv2")(x)  # 9x9
+    x = layers.MaxPooling2D(name="pool2")(x)  # 4x4
+    # without Flatten: the same dense layer at each of the 4x4 places by itself
     x = layers.Dense(64, activation="relu", name="hidden1")(x)
     output = layers.Dense(10, activation="softmax", name="output")(x)
     return keras.Model(picture, output, name="cnn")
@@ -48,8 +50,8 @@ def define_cnn():
 def define_rnn():
     """Return the recurrent network: 784 steps of one pixel (n, 784, 1) in, (n, 10) out."""
     pixels = keras.Input((784, 1), name="input")
-    # LSTM, long short-term memory: it reads one pixel after the other, and keeps 128 numbers, which
-    # each pixel changes. Out come those that it has after the last pixel.
+    # LSTM, long short-term memory: it reads one pixel after the other, and keeps twice 128 numbers,
+    # its memory and its output, which each pixel changes. Out comes the output after the last one.
     x = layers.LSTM(128, name="lstm1")(pixels)
     x = layers.Dense(128, activation="relu", name="hidden1")(x)
     output = layers.Dense(10, activation="softmax", name="output")(x)
@@ -113,7 +115,7 @@ def define_two_inputs():
 def define_two_outputs():
     """Return the network with two outputs: (n, 10) for all 784 pixels, (n, 784, 10) for each."""
     pixels = keras.Input((784, 1), name="input")
-    # return_sequences: the numbers after each pixel (n, 784, 64), not only those after the last
+    # return_sequences: the output after each pixel (n, 784, 64), not only that after the last
     features = layers.LSTM(64, return_sequences=True, name="extract")(pixels)
     x = layers.LSTM(32, name="class11")(features)
     x = layers.Dense(32, activation="relu", name="class12")(x)

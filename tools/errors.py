@@ -55,8 +55,9 @@ def is_newer(version, other):
 def load_model(filename):
     """Return the model in `filename`: photos (n, height, width, 3) in, P(second class) (n, 1) out.
 
-    It may have a second output, P(one of the two classes at all) (n, 1). Raises FileNotFoundError,
-    and ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
+    It may have a second output (n, 1), a score: below 0.5 it means neither class. Raises
+    FileNotFoundError, and ValueError where the file is damaged, or holds another kind of model, or
+    a Lambda layer: that is a piece of program, which loading would run.
     """
     if not Path(filename).exists():
         raise FileNotFoundError(f"there is no model {filename}: has the script run that saves it?")
@@ -100,9 +101,9 @@ def find_damaged(paths):
 def predict_photos(model, directory):
     """Return the names of the two classes, the photos' paths, and three arrays of numbers (n,).
 
-    These are the true classes, 0 or 1, P(second class), and P(one of the two at all), or None for
-    a model without this output. `directory` holds two folders of photos. Raises ValueError where
-    it does not, or where a photo is damaged.
+    These are the true classes, 0 or 1; P(second class); and the score for one of the two at all,
+    below 0.5 for neither, or None for a model without this output. `directory` holds two folders of
+    photos. Raises ValueError where it does not, or where a photo is damaged.
     """
     names = find_classes(directory)
     if len(names) != 2:
@@ -141,9 +142,10 @@ def predict_photos(model, directory):
 def wilson_interval(right, n):
     """Return the 95 % confidence interval (low, high), 0 to 1, of an accuracy of `right` of `n`.
 
-    The accuracy ± 1.96 standard errors is known better, but does not hold near 1, where good
-    networks are: of 100 right of 100 it would be 1 to 1. Source: E. B. Wilson, Probable Inference,
-    the Law of Succession, and Statistical Inference, 1927.
+    Better known is another one: the accuracy ± 1.96 standard errors. But it is wrong near 1, where
+    good networks are: with 100 right of 100 it would be 1 to 1, as if no error were possible.
+    Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference,
+    1927.
     """
     z = 1.959964  # 95 % of a normal distribution are within so many standard deviations
     p = right / n
@@ -168,8 +170,8 @@ def print_results(names, classes, second, at_all, confusion):
     """Print the metrics; the arguments are as predict_photos and count_confusion return them."""
     width = max(len(name) for name in names) + 2
     print(f"{'':{width}} photos   right  accuracy  95 % interval (Wilson)")
-    right = confusion.trace()  # the sum of the diagonal: cats called cat, dogs called dog
-    rows = [("all", right, confusion.sum())]
+    all_right = confusion.trace()  # the sum of the diagonal: cats called cat, dogs called dog
+    rows = [("all", all_right, confusion.sum())]
     for number, name in enumerate(names):
         rows.append((name, confusion[number, number], confusion[number].sum()))
     for name, right, n in rows:
@@ -185,15 +187,17 @@ def print_results(names, classes, second, at_all, confusion):
         other = str(counts[1]).rjust(len(second_column))
         print(f"{name:{width}}  {first}  {other}")
 
-    # what training makes as small as it can, the loss of the learning curves
+    # The larger the probability of the right class, the smaller the log loss. It is the loss of the
+    # learning curves, but where label smoothing or a second part is added to that.
     loss = float(keras.losses.binary_crossentropy(classes, second))
     print(f"\nlog loss: {loss:.4f}")
-    right = (second >= 0.5) == classes
+    called = (second >= 0.5).astype(int)
+    is_right = called == classes
     probability = np.maximum(second, 1 - second)  # of the class that is called
     sure = probability >= 0.8  # as in predict.py
     print(f"unsure, 20 to 80 %: {np.sum(~sure)} photos")
     if sure.any():
-        print(f"right among the others: {right[sure].mean() * 100:.2f} %")
+        print(f"right among the others: {is_right[sure].mean() * 100:.2f} %")
     if at_all is not None:
         print(f"called neither {names[0]} nor {names[1]}: {np.sum(at_all < 0.5)} photos")
 
@@ -224,13 +228,15 @@ def plot_errors(paths, names, second, filename):
 def plot_summary(names, classes, second, confusion, filename):
     """Draw the confusion matrix beside the reliability diagram; save them as PNG `filename`.
 
-    The diagram (DeGroot and Fienberg, 1983) has a point for each tenth of P(second class), `second`
-    (n,): how many of its photos are of the second class. If the network is well calibrated, of the
-    photos with 80 % four fifths are, and the points lie on the diagonal.
+    The diagram (DeGroot and Fienberg, 1983) divides the photos by P(second class), `second` (n,),
+    into ten bins. Each has a point: to the right its mean P, upwards the part of its photos that
+    are of the second class. If the network is well calibrated, four fifths of the photos with P =
+    80 % are, and the points lie on the diagonal.
     """
     figure, (matrix, reliability) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
     shares = confusion / confusion.sum(axis=1, keepdims=True)
-    matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1.5)  # 1.5: dark text stays readable on 1
+    # 1.5: then a share of 1 is a medium blue, and black is readable on it
+    matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1.5)
     for row in (0, 1):
         for column in (0, 1):
             text = f"{confusion[row, column]}\n{shares[row, column] * 100:.2f} %"
@@ -247,9 +253,9 @@ def plot_summary(names, classes, second, confusion, filename):
         low, high = wilson_interval(classes[inside].sum(), n)
         x = second[inside].mean()
         y = classes[inside].mean()
-        reliability.plot((x, x), (low, high), color="tab:blue", lw=1)
+        reliability.plot((x, x), (low, high), color="tab:blue", lw=1)  # the 95 % interval
         reliability.plot(x, y, "o", color="tab:blue")
-        reliability.annotate(n, (x, y), (7, -3), textcoords="offset points")
+        reliability.annotate(n, (x, y), (7, -3), textcoords="offset points")  # n, beside it
     reliability.set(title="Reliability: photos per bin, with 95 % intervals",
                     xlim=(0, 1.12), xlabel=f"mean P({names[1]}) in the bin",
                     ylim=(-0.03, 1.03), ylabel=f"fraction of {names[1]}")
@@ -268,7 +274,7 @@ def parse_args():
     if args.top < 1:
         parser.error("--top must be at least 1")
     if args.model is None:
-        # Not final_model.h5, as predict.py: that has been trained on the test photos, too.
+        # predict.py prefers final_model.h5. Not here: it has been trained on the test photos, too.
         reference = sorted(TOP.glob("models/reference/*.keras"))
         if not reference:
             parser.error(f"there is no model in {TOP / 'models/reference'}: name one")

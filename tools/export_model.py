@@ -127,8 +127,9 @@ def is_newer(version, other):
 def load_model(filename):
     """Return the model in `filename`: photos (n, height, width, 3) in, P(second class) (n, 1) out.
 
-    It may have a second output, P(one of the two classes at all) (n, 1). Raises FileNotFoundError,
-    and ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
+    It may have a second output (n, 1), a score: below 0.5 it means neither class. Raises
+    FileNotFoundError, and ValueError where the file is damaged, or holds another kind of model, or
+    a Lambda layer: that is a piece of program, which loading would run.
     """
     if not Path(filename).exists():
         raise FileNotFoundError(f"there is no model {filename}: has the script run that saves it?")
@@ -163,7 +164,7 @@ def define_export(model, classes):
     """Return `model` as it is exported: float32 throughout, photo (n, height, width, 3), 0 to 255.
 
     Its answers have names: with the `classes` cat and dog {"dog": P(dog) (n, 1)} and, where the
-    model has a second output, {"dog_or_cat": P(dog or cat) (n, 1)}, too.
+    model has a second output, {"dog_or_cat": its score (n, 1)}, too.
     """
     # LiteRT has no bfloat16: the same network in float32, as its weights are in any case.
     description = model.to_json()

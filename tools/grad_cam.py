@@ -131,8 +131,9 @@ def is_newer(version, other):
 def load_model(filename):
     """Return the model in `filename`: photos (n, height, width, 3) in, P(second class) (n, 1) out.
 
-    It may have a second output, P(one of the two classes at all) (n, 1). Raises FileNotFoundError,
-    and ValueError where the file is damaged, or holds another kind of model, or a Lambda layer.
+    It may have a second output (n, 1), a score: below 0.5 it means neither class. Raises
+    FileNotFoundError, and ValueError where the file is damaged, or holds another kind of model, or
+    a Lambda layer: that is a piece of program, which loading would run.
     """
     if not Path(filename).exists():
         raise FileNotFoundError(f"there is no model {filename}: has the script run that saves it?")
@@ -187,7 +188,8 @@ def find_photos(path):
 def describe(classes, second, known=1.0):
     """Return the answer in words: a class and its probability, or unsure below 80 %, or neither.
 
-    `classes` are the names of both, `second` is P(second class), `known` P(one of the two at all).
+    `classes` are the names of both, `second` is P(second class), `known` a score: below
+    0.5 it is neither.
     """
     name = classes[0]
     probability = 1 - second

@@ -144,8 +144,9 @@ def load_model(filename):
     """Return the function in `filename`, a .tflite file, and the (height, width) that it takes.
 
     The function takes photo=(1, height, width, 3), 0 to 255, and returns {"dog": P(dog) (1, 1)},
-    and may return {"dog_or_cat": P(one of the two at all) (1, 1)}, too; the names are those that
-    export_model.py was given. Raises FileNotFoundError, or ValueError for another kind of file.
+    and may return {"dog_or_cat": a score (1, 1)}, too: below 0.5 it is neither. The names are those
+    that export_model.py was given. Raises FileNotFoundError, or ValueError for another kind of
+    file.
     """
     if not Path(filename).exists():
         raise FileNotFoundError(f"there is no model {filename}")
@@ -166,7 +167,7 @@ def load_model(filename):
 
 
 def predict_photo(predict, photo):
-    """Return [P(second class)], or [P(second class), P(one of the two at all)].
+    """Return [P(second class)], or [P(second class), a score: below 0.5 it is neither class].
 
     `predict` is the function that load_model returns, `photo` (1, height, width, 3), 0 to 255.
     """
@@ -195,7 +196,8 @@ def find_photos(path):
 def describe(classes, second, known=1.0):
     """Return the answer in words: a class and its probability, or unsure below 80 %, or neither.
 
-    `classes` are the names of both, `second` is P(second class), `known` P(one of the two at all).
+    `classes` are the names of both, `second` is P(second class), `known` a score: below
+    0.5 it is neither.
     """
     name = classes[0]
     probability = 1 - second
