@@ -4,9 +4,9 @@
     python beyond/efficientnet_lite_fine_tuning.py
 
 Starts from the model that efficientnet_lite_transfer.py has saved, with the same --dataset and
---seed, since its classifier has learnt already: the large first steps of an untrained one would
-spoil the network. Now the last two of its seven stages, and the convolution after them, learn with
-the classifier, in small steps, from random crops of the photos.
+--seed. Its classifier has learnt already: the large first steps of an untrained one would spoil the
+network. Now the last two of its seven stages, and the convolution after them, learn with the
+classifier, in small steps, from random crops of the photos.
 If the classes are cats and dogs, the loss has a second part: it grows where the network's old
 answers for 123 breeds change. The next script, efficientnet_lite_halfway.py, needs these answers to
 tell a cat or a dog from other things.
@@ -55,7 +55,7 @@ def define_model(start, network, with_breeds):
     lite.trainable = True  # it was saved frozen
     for layer in lite.layers:
         # The first stages see edges and fur, in any photos; the last ones put them together.
-        # Of layers that learn the name starts with one of these three.
+        # Only layers whose names start with one of these three learn.
         layer.trainable = layer.name.startswith(("stage6", "stage7", "top"))
     photos = keras.Input(saved.input_shape[1:])
     features = lite(photos)
@@ -70,7 +70,7 @@ def define_model(start, network, with_breeds):
     # change, and with them the logits: it is the loss that holds the logits where they were.
     whole = keras.models.load_model(network)
     imagenet = whole.get_layer("imagenet")
-    # Was lite made from this file? Then whole has just the weights of its last layer more.
+    # If lite was made from this file, whole has the weights of its last layer besides, and no more.
     if whole.count_params() != lite.count_params() + imagenet.count_params():
         sys.exit(f"{start} is not made from {network}: name its --network")
     kernel, bias = imagenet.get_weights()  # (1280, 1000) and (1000,): a column for each class
@@ -139,7 +139,7 @@ def add_breeds(model, photos):
     for _, labels in photos.batch(64):
         classes.append(labels)
     targets[:, :1] = np.concatenate(classes)  # column 0: the true class replaces the guess
-    targets = tf.data.Dataset.from_tensor_slices(targets)  # an iterator over its rows
+    targets = tf.data.Dataset.from_tensor_slices(targets)  # a row for each photo
     photos = photos.map(lambda photo, label: photo)  # without the labels
     return tf.data.Dataset.zip(photos, targets)  # pairs of a photo and its target
 
@@ -292,7 +292,7 @@ def run_test_harness():
         decay_steps=steps - warmup_steps)
     model.compile(optimizer=keras.optimizers.Adam(rate), loss=loss, metrics=[accuracy])
     # Adam keeps running means of the gradients, which --resume needs. The file is written from
-    # `saved`: so this gets the same optimizer.
+    # `saved`: so `saved` gets the same optimizer.
     saved.compile(optimizer=model.optimizer)
     model.summary()
     if args.resume:

@@ -29,8 +29,8 @@ import numpy as np
 from keras import layers
 
 # A row for each stage of Lite0: how many blocks it has; the side of their depthwise filters; the
-# stride of its first block; how many times as many channels the expansion makes; the channels that
-# come out.
+# stride of its first block; the factor by which the expansion multiplies the channels; the channels
+# that come out.
 STAGES = [
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -128,7 +128,7 @@ def define_model(lite):
     """
     photos = keras.Input((None, None, 3))
     x = layers.Rescaling(1 / 128, offset=-127 / 128)(photos)  # 0 to 255: about -1 to 1
-    # relu6: below 0 it gives 0, above 6 it gives 6. Numbers in so small a range survive 8 bits.
+    # relu6: below 0 it gives 0, above 6 it gives 6. Rounding such numbers to 8 bits loses little.
     x = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu6", name="stem")(x)
     for stage, (repeats, kernel, first_stride, expansion, filters) in enumerate(STAGES, start=1):
         wanted = filters * WIDTHS[lite]
@@ -139,7 +139,7 @@ def define_model(lite):
             # A block is a convolution in three parts, with fewer weights than a whole one:
             name = f"stage{stage}_{repeat}"
             y = x
-            # 1. expansion: in each place by itself six times as many channels; none in stage 1
+            # 1. expansion: a 1x1 convolution makes six times as many channels; none in stage 1
             if expansion > 1:
                 channels = expansion * x.shape[-1]
                 y = layers.Conv2D(channels, 1, activation="relu6", name=f"{name}_expansion")(y)
@@ -152,7 +152,7 @@ def define_model(lite):
                 stride = 1
             y = layers.DepthwiseConv2D(kernel, strides=stride, padding="same", activation="relu6",
                                        name=f"{name}_depthwise")(y)
-            # 3. projection: again in each place, the channels are mixed into few
+            # 3. projection: a 1x1 convolution mixes the channels into fewer
             y = layers.Conv2D(filters, 1, name=f"{name}_projection")(y)
             # After a stage's first block the shape stays the same: there a block only learns what
             # is to be added to x.

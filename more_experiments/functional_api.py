@@ -1,4 +1,4 @@
-"""Seven networks by Keras's functional API: in a row, branched, several inputs and outputs.
+"""Seven networks by Keras's functional API: chains, branches, several inputs and outputs.
 
     python more_experiments/functional_api.py
 

@@ -101,7 +101,7 @@ def find_damaged(paths):
 def predict_photos(model, directory):
     """Return the names of the two classes, the photos' paths, and three arrays of numbers (n,).
 
-    These are the true classes, 0 or 1; P(second class); and the score for one of the two at all,
+    These are the true classes, 0 or 1; P(second class); and the score for "one of the two",
     below 0.5 for neither, or None for a model without this output. `directory` holds two folders of
     photos. Raises ValueError where it does not, or where a photo is damaged.
     """
@@ -188,7 +188,7 @@ def print_results(names, classes, second, at_all, confusion):
         print(f"{name:{width}}  {first}  {other}")
 
     # The larger the probability of the right class, the smaller the log loss. It is the loss of the
-    # learning curves, but where label smoothing or a second part is added to that.
+    # learning curves, except where that includes label smoothing or a second part.
     loss = float(keras.losses.binary_crossentropy(classes, second))
     print(f"\nlog loss: {loss:.4f}")
     called = (second >= 0.5).astype(int)
@@ -231,7 +231,7 @@ def plot_summary(names, classes, second, confusion, filename):
     The diagram (DeGroot and Fienberg, 1983) divides the photos by P(second class), `second` (n,),
     into ten bins. Each has a point: to the right its mean P, upwards the part of its photos that
     are of the second class. If the network is well calibrated, four fifths of the photos with P =
-    80 % are, and the points lie on the diagonal.
+    80 % are of the second class, and the points lie on the diagonal.
     """
     figure, (matrix, reliability) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
     shares = confusion / confusion.sum(axis=1, keepdims=True)

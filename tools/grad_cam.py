@@ -189,7 +189,7 @@ def describe(classes, second, known=1.0):
     """Return the answer in words: a class and its probability, or unsure below 80 %, or neither.
 
     `classes` are the names of both, `second` is P(second class), `known` a score: below
-    0.5 it is neither.
+    0.5 the photo shows neither.
     """
     name = classes[0]
     probability = 1 - second
