@@ -5,8 +5,8 @@
 In training, Dropout sets a random part of what it gets to 0, and enlarges the rest to make up for
 it: no unit can rely on one other, and single photos are harder to memorize. In testing it does
 nothing.
-Measured: 80.0 % of the test photos (1 seed, 50 epochs), no more than without it; but it learns
-more slowly, and its test loss falls to the end, below the lowest of the plain network.
+Measured: 80.5 ± 0.7 % of the test photos (3 seeds, 50 epochs), as without it; but it learns more
+slowly, and its test loss ends below the lowest of the plain network.
 What it changes: diff baseline_vgg3.py vgg3_dropout.py
 
 Published test accuracy: 81.279 % after 50 epochs (Jason Brownlee, 2019)
