@@ -109,9 +109,10 @@ def extract_features(vgg16, photos):
             features.append(vgg16.predict_on_batch(batch).astype(np.float16))  # 3 digits do
             classes.append(labels)
         os.makedirs("features", exist_ok=True)
-        np.savez("features/unfinished.npz",
-                 features=np.concatenate(features), classes=np.concatenate(classes))
-        os.replace("features/unfinished.npz", file)  # only what is whole gets that name
+        # with the number of this process, since another run may write at the same time
+        unfinished = f"features/unfinished_{os.getpid()}.npz"
+        np.savez(unfinished, features=np.concatenate(features), classes=np.concatenate(classes))
+        os.replace(unfinished, file)  # only what is whole gets that name
     arrays = np.load(file)
     return arrays["features"], arrays["classes"]
 

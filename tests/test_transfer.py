@@ -122,7 +122,15 @@ def test_features_are_those_of_keras(few, weights, tmp_path, monkeypatch):
     with monkeypatch.context() as broken, pytest.raises(OSError, match="stopped"):
         broken.setattr("os.replace", fail)
         script.extract_features(vgg16, photos)
-    for _ in range(2):  # extracted, then read
+    # What another process is writing stays as it is.
+    (unfinished,) = (tmp_path / "features").iterdir()
+    unfinished.write_text("half of it")
+    with monkeypatch.context() as other:
+        other.setattr("os.getpid", lambda: 1)
+        script.extract_features(vgg16, photos)
+    assert unfinished.read_text() == "half of it"
+    unfinished.unlink()
+    for _ in range(2):  # read, twice
         features, labels = script.extract_features(vgg16, photos)
         assert features.dtype == np.float16
         assert np.allclose(features, expected, rtol=1e-3, atol=1e-4)
